@@ -1,0 +1,1 @@
+"""Content-addressed artifacts and run folders over fsspec and pyarrow."""
