@@ -58,3 +58,22 @@ def _table(classes: dict[Region, tuple[int, ...]]) -> npt.NDArray[np.uint8]:
 
 BISENET19_TO_REGIONS = _table(_BISENET19_CLASSES)
 """(19,) uint8: BiSeNet class -> region id; index it with a (H, W) map of classes."""
+
+REGION_COLORS = np.array(
+    [
+        (40, 40, 40),
+        (220, 60, 90),
+        (110, 70, 30),
+        (70, 160, 240),
+        (150, 100, 200),
+        (250, 200, 90),
+        (240, 170, 130),
+        (200, 120, 60),
+        (120, 190, 120),
+        (255, 255, 255),
+        (30, 220, 220),
+        (250, 250, 0),
+    ],
+    np.uint8,
+)
+"""(12, 3) uint8 RGB: how a label map is shown to people."""

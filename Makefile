@@ -1,0 +1,40 @@
+# Both `make demo` and `make test` make their own environment and fetch what they need; what is done is not done again.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= demo
+DEMO_SEED ?= 0
+DEMO_PAIRS ?= 6
+
+.PHONY: demo test lint bench install weights clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "making the environment in $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+weights: install
+	@$(BIN)/e4s models pull
+
+demo: weights
+	@$(BIN)/e4s synth --pairs $(DEMO_PAIRS) --seed $(DEMO_SEED) --out $(DEMO)/people
+	@$(BIN)/e4s pairs $(DEMO)/people --run $(DEMO)
+	@echo "open $(DEMO)/report/index.html"
+
+test: weights
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: weights
+	@for name in generator overhead; do $(BIN)/python -m benchmarks.$$name || failed=1; done; test -z "$$failed"
+
+clean:
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

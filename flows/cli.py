@@ -1,0 +1,317 @@
+"""The `e4s` command: arguments in, one sentence per error, documented exit codes out.
+
+Exit codes: 0 all done, 1 usage or program error, 2 some items failed (listed), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from e4s_models.weights import WeightsError
+from storage.run import RunError
+from tasks.graph import UsageError
+from tasks.runner import DiskFull, Keep
+from tasks.stage import ItemError
+
+if TYPE_CHECKING:
+    from flows.plan import Request
+
+EXIT_CODES = "exit codes: 0 all done, 1 usage or program error, 2 some items failed (listed), 130 interrupted"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"e4s: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return command(parsed)
+    except (UsageError, RunError, WeightsError, ItemError, DiskFull) as error:
+        print(f"e4s: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ne4s: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="e4s", description="Fine-grained face swapping by regional GAN inversion, as a resumable batch pipeline.", epilog=EXIT_CODES
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    swap = commands.add_parser("swap", help="swap one face: SOURCE's face into TARGET's picture", epilog=EXIT_CODES)
+    swap.add_argument("source", help="picture of the person whose face is wanted")
+    swap.add_argument("target", help="picture whose pose, expression, light, hair and background are kept")
+    swap.add_argument("-o", "--output", required=True, help="the result, a .png file")
+    swap.add_argument("--run", default="", help="keep the intermediates in this run folder (default: a temporary one)")
+    _add_pipeline(swap)
+    swap.set_defaults(command=_swap)
+
+    pairs = commands.add_parser("pairs", help="swap every pair of a manifest; the same command continues", epilog=EXIT_CODES)
+    pairs.add_argument(
+        "manifest", help="pairs.csv or pairs.parquet with columns source and target, a folder holding one, or SOURCES:TARGETS"
+    )
+    pairs.add_argument("--run", required=True, help="run folder: outputs, manifest, report, intermediates")
+    pairs.add_argument("--no-report", action="store_true", help="do not write report/index.html at the end")
+    _add_pipeline(pairs)
+    pairs.set_defaults(command=_pairs)
+
+    synth = commands.add_parser("synth", help="make synthetic people to try it on", epilog=EXIT_CODES)
+    synth.add_argument("--out", required=True, help="folder (people, pairs) or .mp4 file (--clip)")
+    synth.add_argument("--count", type=int, default=0, help="how many people (default: as many as --pairs needs, else 8)")
+    synth.add_argument("--pairs", type=int, default=0, help="also write pairs.parquet with this many pairs of them")
+    synth.add_argument("--clip", action="store_true", help="make a moving, sounding clip of one person instead")
+    synth.add_argument("--seconds", type=float, default=3.0, help="length of the clip, s")
+    synth.add_argument("--seed", type=int, default=0, help="first person's seed")
+    synth.add_argument("--truncation", type=float, default=0.7, help="0 = the mean face, 1 = full variety")
+    synth.set_defaults(command=_synth)
+
+    status = commands.add_parser("status", help="how far a run is, what failed and why", epilog=EXIT_CODES)
+    status.add_argument("run", help="run folder")
+    status.set_defaults(command=_status)
+
+    report = commands.add_parser("report", help="write report/index.html of a run", epilog=EXIT_CODES)
+    report.add_argument("run", help="run folder")
+    report.add_argument("--limit", type=int, default=24, help="how many pairs to show")
+    report.set_defaults(command=_report)
+
+    stage = commands.add_parser("stage", help="run one stage alone on one item's stored inputs", epilog=EXIT_CODES)
+    stage.add_argument("run", help="run folder, made with --keep all")
+    stage.add_argument("node", help="the stage (align, parse, swap, ...; parse_driven for the driven face)")
+    stage.add_argument("item", help="id of the pair")
+    stage.add_argument("-o", "--output", required=True, help="folder for what the stage writes")
+    stage.add_argument("--role", choices=("source", "target"), default="target", help="whose picture, for per-image stages")
+    stage.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend")
+    stage.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="another setting")
+    stage.set_defaults(command=_stage)
+
+    models = commands.add_parser("models", help="weights: list, pull, verify", epilog=EXIT_CODES)
+    actions = models.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
+    listing = actions.add_parser("list", help="what there is: size, licence, origin, where it is used")
+    listing.set_defaults(command=_models_list)
+    pull = actions.add_parser("pull", help="download and verify")
+    pull.add_argument("names", nargs="*", help="names from `e4s models list` (default: those of the default profile)")
+    pull.add_argument("--from", dest="folder", default="", help="take the files from this folder (for machines without network)")
+    pull.set_defaults(command=_models_pull)
+    verify = actions.add_parser("verify", help="check the digests of what is there")
+    verify.add_argument("names", nargs="*")
+    verify.set_defaults(command=_models_verify)
+
+    cache = commands.add_parser("cache", help="artifacts of a store: list, verify", epilog=EXIT_CODES)
+    cache_actions = cache.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
+    for name, text in (("list", "count and size by stage"), ("verify", "check every digest; what is damaged will be computed again")):
+        action = cache_actions.add_parser(name, help=text)
+        action.add_argument("store", help="store URL or folder, or a run folder")
+        action.set_defaults(command=_cache, action=name)
+
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing", epilog=EXIT_CODES)
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _add_pipeline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="mobile", help="mobile (default, 1024 px), fast (256 px, for tests), or a .toml file")
+    parser.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=codes")
+    parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="a setting, such as blend.levels=6")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
+    parser.add_argument("--keep", choices=("all", "resume", "final"), default="all", help="which intermediates are stored")
+    parser.add_argument("--store", default="", help="artifact store, a folder or URL (default: RUN/store); share one between runs")
+    parser.add_argument("--chunk", type=int, default=16, help="pairs per chunk")
+    parser.add_argument("--face", type=int, default=0, help="which face of the target picture, 0 = largest")
+    parser.add_argument("--source-face", type=int, default=0, help="which face of the source picture, 0 = largest")
+    parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
+
+
+def _swap(arguments: argparse.Namespace) -> int:
+    from flows.engine import execute
+    from flows.plan import make_plan
+    from flows.progress import terminal_progress
+    from storage.store import write_atomic
+
+    output = Path(arguments.output)
+    if output.suffix.lower() != ".png":
+        raise UsageError(f"{output}: the result is a .png file; name it so")
+    if output.is_dir() or not output.parent.is_dir():
+        raise UsageError(f"{output}: not a file name in an existing folder")
+    with tempfile.TemporaryDirectory(prefix="e4s-") as temporary:
+        run = Path(arguments.run or temporary)
+        run.mkdir(parents=True, exist_ok=True)
+        manifest = run / "pair.csv"
+        write_atomic(manifest, _one_pair(Path(arguments.source), Path(arguments.target)))
+        request = _request(arguments, str(manifest), str(run), "all" if arguments.run else "final")
+        plan = make_plan(request)
+        try:
+            if plan.todo:
+                _require_weights(plan.graph.weights())
+                execute(plan, terminal_progress())
+            row = next(iter(plan.rows.values()))
+            if row.status == "done":
+                write_atomic(output, (run / row.output).read_bytes())
+                print(f"{output}")
+                return 0
+            if row.status == "failed":
+                print(f"e4s: {row.stage}: {row.reason}", file=sys.stderr)
+                return 2
+            return 1
+        finally:
+            plan.close()
+
+
+def _one_pair(source: Path, target: Path) -> bytes:
+    import csv
+    import io
+
+    text = io.StringIO()
+    csv.writer(text).writerows([("id", "source", "target"), ("swap", source.absolute(), target.absolute())])
+    return text.getvalue().encode()
+
+
+def _request(arguments: argparse.Namespace, manifest: str, run: str, keep: Keep) -> Request:
+    from flows.plan import Request
+
+    return Request(
+        manifest=manifest,
+        run=run,
+        profile=arguments.profile,
+        stages=arguments.stage,
+        changes=arguments.set,
+        device=arguments.device,
+        keep=keep,
+        store=arguments.store,
+        chunk=arguments.chunk,
+        source_face=arguments.source_face,
+        target_face=arguments.face,
+        max_pixels=arguments.max_pixels,
+    )
+
+
+def _require_weights(names: Sequence[str]) -> None:
+    from e4s_models.weights import weight_path
+
+    for name in names:
+        weight_path(name)
+
+
+def _pairs(arguments: argparse.Namespace) -> int:
+    from flows.plan import make_plan
+    from flows.progress import opening, terminal_progress
+    from flows.server import prefect_api
+
+    plan = make_plan(_request(arguments, arguments.manifest, arguments.run, arguments.keep))
+    try:
+        if plan.todo:
+            _require_weights(plan.graph.weights())
+            with prefect_api(plan.folder.path / "prefect.log"):
+                from flows.pairs import run_planned
+
+                code = run_planned(plan, terminal_progress()).exit_code
+        else:
+            print(opening(plan), file=sys.stderr)
+            plan.folder.write_rows(plan.rows.values())
+            code = 2 if any(row.status == "failed" for row in plan.rows.values()) else 0
+        for row in plan.rows.values():
+            if row.status == "failed":
+                print(f"e4s: pair {row.id} failed: {row.stage}: {row.reason}", file=sys.stderr)
+        if not arguments.no_report and (plan.todo or not (plan.folder.path / "report/index.html").exists()):
+            from flows.report import write_report
+
+            print(f"report: {write_report(plan.folder)}")
+        return code
+    finally:
+        plan.close()
+
+
+def _synth(arguments: argparse.Namespace) -> int:
+    from flows.synth import make_clip, make_people
+
+    _require_weights(
+        ["mobile_stylegan_synthesis_xml", "mobile_stylegan_synthesis_bin", "mobile_stylegan_mapping_xml", "mobile_stylegan_mapping_bin"]
+    )
+    try:
+        if arguments.clip:
+            make_clip(arguments.seed, arguments.out, seconds=arguments.seconds, truncation=arguments.truncation)
+        else:
+            count = arguments.count or max(8, arguments.pairs)
+            make_people(count, arguments.seed, arguments.out, truncation=arguments.truncation, pairs=arguments.pairs)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    print(arguments.out)
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from flows.status import print_status
+
+    return print_status(arguments.run)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from flows.report import write_report
+    from storage.run import RunFolder
+
+    print(write_report(RunFolder(arguments.run), arguments.limit))
+    return 0
+
+
+def _stage(arguments: argparse.Namespace) -> int:
+    from flows.single import run_stage
+
+    for path in run_stage(
+        arguments.run, arguments.node, arguments.item, arguments.output, role=arguments.role, stages=arguments.stage, changes=arguments.set
+    ):
+        print(path)
+    return 0
+
+
+def _models_list(arguments: argparse.Namespace) -> int:
+    from flows.models import print_list
+
+    return print_list()
+
+
+def _models_pull(arguments: argparse.Namespace) -> int:
+    from flows.models import pull_weights
+
+    return pull_weights(arguments.names, arguments.folder)
+
+
+def _models_verify(arguments: argparse.Namespace) -> int:
+    from flows.models import verify_weights
+
+    return verify_weights(arguments.names)
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from flows.status import print_store
+
+    return print_store(arguments.store, verify=arguments.action == "verify")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from flows.doctor import examine
+
+    return examine()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

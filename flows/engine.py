@@ -1,0 +1,135 @@
+"""Work through a plan, chunk by chunk; knows no Prefect, so that a single swap runs without a server."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from flows.plan import Plan, describe, export
+from storage.faults import fault_point
+from storage.run import Row
+from storage.store import Artifact, Damaged
+from tasks.runner import Call, ChunkJob, ChunkResult, Worker, cpu_threads, run_chunk
+
+MANIFEST_EVERY = 10.0  # s between rewrites of the manifest while running
+CRASHES_IN_A_ROW = 2  # chunks stopped by a program error before the run gives up
+
+
+class Progress(Protocol):
+    """Told what happens, for the terminal."""
+
+    def begin(self, plan: Plan) -> None: ...
+    def stage(self, chunk: int, node: str) -> None: ...
+    def advance(self, rows: list[Row]) -> None: ...
+    def end(self) -> None: ...
+
+
+@dataclass
+class Summary:
+    """How a run stands after working through its plan."""
+
+    done: int
+    failed: int
+    left: int
+    computed: dict[str, int] = field(default_factory=dict)  # stage executions by node
+    crash: str = ""  # traceback of the last program error
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 program error, 2 some items failed."""
+        return 1 if self.crash or self.left else 2 if self.failed else 0
+
+
+def direct_call(chunk: int, node: str, work: Callable[[], None]) -> None:
+    """Run a stage's work on the spot."""
+    work()
+
+
+def use_threads(count: int) -> None:
+    """Fix the thread count of the computing libraries: bytes are promised for one count."""
+    import cv2
+    import torch
+
+    cv2.setNumThreads(count)
+    torch.set_num_threads(count)
+
+
+def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[], None]], None] = direct_call) -> Summary:
+    """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
+
+    `call(chunk, node, work)` runs one stage on one chunk. Raises DiskFull and KeyboardInterrupt after the manifest was written.
+    """
+    summary = Summary(0, 0, 0)
+    folder = plan.folder
+    folder.write_settings(describe(plan))
+    folder.write_rows(plan.rows.values())
+    if plan.todo:
+        use_threads(cpu_threads())
+    worker = Worker(plan.graph, plan.store, plan.request.keep)
+    progress.begin(plan)
+    folder.append_log("begin", items=len(plan.rows), todo=len(plan.todo), planning_seconds=round(plan.seconds, 3))
+    written, crashes = time.monotonic(), 0
+    shared: dict[str, Artifact] = {}  # per-image work that later chunks read too
+    try:
+        chunks = plan.chunks()
+        for job, following in zip(chunks, [*chunks[1:], None], strict=True):
+            if following:
+                worker.prefetch(following)
+            job = replace(job, known={**job.known, **{key: shared[key] for key in job.shared if key in shared}})
+            result = run_chunk(worker, job, _announced(progress, job, call))
+            shared |= {artifact.key: artifact for artifact in result.artifacts if artifact.key in job.shared}
+            _record(plan, job, result, summary)
+            progress.advance([plan.rows[outcome.id] for outcome in result.outcomes])
+            crashes = crashes + 1 if result.crash else 0
+            if crashes == CRASHES_IN_A_ROW:
+                break
+            if time.monotonic() - written > MANIFEST_EVERY:
+                folder.write_rows(plan.rows.values())
+                written = time.monotonic()
+        fault_point("before-manifest")
+    finally:
+        progress.end()
+        worker.close()
+        folder.write_rows(plan.rows.values())
+    count = [row.status for row in plan.rows.values()].count
+    summary.done, summary.failed, summary.left = count("done"), count("failed"), count("left")
+    folder.append_log("end", done=summary.done, failed=summary.failed, left=summary.left)
+    return summary
+
+
+def _announced(progress: Progress, job: ChunkJob, call: Callable[[int, str, Callable[[], None]], None]) -> Call:
+    def announce(node: str, work: Callable[[], None]) -> None:
+        progress.stage(job.number, node)
+        call(job.number, node, work)
+
+    return announce
+
+
+def _record(plan: Plan, job: ChunkJob, result: ChunkResult, summary: Summary) -> None:
+    for sentence in result.repaired:
+        print(f"e4s: {sentence}", file=sys.stderr)
+        plan.folder.append_log("repair", chunk=job.number, reason=sentence)
+    for outcome in result.outcomes:
+        row = plan.rows[outcome.id]
+        row.seconds += outcome.seconds
+        if outcome.reason:
+            row.status, row.stage, row.reason = "failed", outcome.stage, outcome.reason
+            plan.folder.append_log("failed", chunk=job.number, item=row.id, stage=row.stage, reason=row.reason)
+        elif outcome.artifact:
+            try:
+                export(plan.folder, plan.store, row, outcome.artifact)
+            except Damaged as damaged:
+                plan.store.void(outcome.artifact)
+                row.reason = f"{damaged}; repeat the command"
+    for node, seconds in result.seconds.items():
+        plan.folder.append_log(
+            "stage", chunk=job.number, stage=node, items=result.computed[node], seconds=round(seconds, 3), device=plan.graph.device(node)
+        )
+        summary.computed[node] = summary.computed.get(node, 0) + result.computed[node]
+    if result.crash:
+        summary.crash = result.crash
+        plan.folder.append_log("crash", chunk=job.number, traceback=result.crash)
+        print(f"e4s: chunk {job.number} was stopped by a program error:\n{result.crash}", file=sys.stderr)

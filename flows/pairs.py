@@ -1,0 +1,76 @@
+"""The Prefect flow of image pairs: one task per stage and chunk, references inside, our store for skip and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.engine import Progress, Summary, execute
+from flows.plan import Plan, Request, make_plan
+from flows.progress import Lines
+from tasks.runner import Keep
+
+_planned: dict[str, tuple[Plan, Progress]] = {}  # plans that this process made a moment ago, by run folder
+
+
+@flow(name="pairs", persist_result=False, validate_parameters=False)
+def pairs(
+    manifest: str,
+    run: str,
+    profile: str = "mobile",
+    stages: Sequence[str] = (),
+    changes: Sequence[str] = (),
+    device: str = "auto",
+    keep: Keep = "all",
+    store: str = "",
+    chunk: int = 16,
+) -> Summary:
+    """Swap every pair of a manifest; what is done is not done again. Parameters as `e4s pairs --help` explains them."""
+    if run in _planned:
+        plan, progress = _planned.pop(run)
+    else:
+        request = Request(
+            manifest=manifest,
+            run=run,
+            profile=profile,
+            stages=stages,
+            changes=changes,
+            device=device,
+            keep=keep,
+            store=store,
+            chunk=chunk,
+        )
+        plan, progress = make_plan(request), Lines()
+    try:
+        return execute(plan, progress, stage_task)
+    finally:
+        plan.close()
+
+
+def stage_task(chunk: int, node: str, work: Callable[[], None]) -> None:
+    """One stage on one chunk as a Prefect task. Skip and resume are the store's business, so Prefect caches and persists nothing."""
+
+    @task(name=node, task_run_name=f"{node} of chunk {chunk}", cache_policy=NO_CACHE, persist_result=False)
+    def stage() -> None:
+        work()
+
+    stage()
+
+
+def run_planned(plan: Plan, progress: Progress) -> Summary:
+    """Run the flow on a plan that was made already; `PREFECT_API_URL` must point at a server."""
+    request = plan.request
+    _planned[request.run] = (plan, progress)
+    return pairs(
+        request.manifest,
+        request.run,
+        request.profile,
+        list(request.stages),
+        list(request.changes),
+        request.device,
+        request.keep,
+        request.store,
+        request.chunk,
+    )

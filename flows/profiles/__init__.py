@@ -1,0 +1,57 @@
+"""Profiles: which backend serves each stage, with which settings."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tasks.graph import Settings, UsageError
+
+
+def profile_names() -> list[str]:
+    return sorted(p.name.removesuffix(".toml") for p in files(__name__).iterdir() if p.name.endswith(".toml"))
+
+
+def read_profile(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """Tables of a shipped profile, or of a .toml file given by path. Raises UsageError."""
+    try:
+        text = Path(name).read_text("utf-8") if name.endswith(".toml") else (files(__name__) / f"{name}.toml").read_text("utf-8")
+        return tomllib.loads(text)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError(f"unknown profile {name!r}; profiles are {', '.join(profile_names())}, or give the path of a .toml file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"profile {name}: {error}") from None
+
+
+def make_settings(profile: str, stages: Sequence[str] = (), changes: Sequence[str] = (), device: str = "cpu") -> Settings:
+    """Profile + `--stage swap=codes` + `--set swap.target_layers=4` -> settings. Raises UsageError."""
+    backends: dict[str, str] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for stage, table in read_profile(profile).items():
+        if not isinstance(table, dict):
+            raise UsageError(f"profile {profile}: {stage} must be a table such as [{stage}]")
+        options[stage] = {name: value for name, value in table.items() if name != "backend"}
+        if "backend" in table:
+            backends[stage] = table["backend"]
+    for text in stages:
+        stage, _, backend = text.partition("=")
+        if not backend:
+            raise UsageError(f"--stage {text!r} must read stage=backend, such as swap=codes")
+        backends[stage] = backend
+    for text in changes:
+        name, _, value = text.partition("=")
+        stage, _, setting = name.partition(".")
+        if not setting or not value:
+            raise UsageError(f"--set {text!r} must read stage.setting=value, such as blend.levels=6")
+        options.setdefault(stage, {})[setting] = _toml_value(value)
+    return Settings(backends, options, device)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string

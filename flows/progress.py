@@ -1,0 +1,103 @@
+"""Progress in the terminal: a bar where there is one, else a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from flows.plan import Plan
+from storage.run import Row
+
+
+def duration(seconds: float) -> str:
+    """Seconds -> 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def opening(plan: Plan) -> str:
+    """What is done, what is to do."""
+    failed = sum(row.status == "failed" for row in plan.rows.values())
+    text = f"{len(plan.rows)} pairs: {plan.done_before} done before, {len(plan.todo)} to do"
+    return text + (f", {failed} cannot be done" if failed else "")
+
+
+class _Rate:
+    """Items per second since the start, and what is left at that rate."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.failed, self.began = total, 0, 0, time.monotonic()
+
+    def add(self, rows: list[Row]) -> None:
+        self.done += len(rows)
+        self.failed += sum(row.status == "failed" for row in rows)
+
+    def __str__(self) -> str:
+        if not self.done:
+            return ""
+        per_item = (time.monotonic() - self.began) / self.done
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{60 / per_item:.1f} pairs/min, {duration(per_item * (self.total - self.done))} left{failed}"
+
+
+class Lines:
+    """For logs: one line per chunk on stderr."""
+
+    def begin(self, plan: Plan) -> None:
+        self.rate = _Rate(len(plan.todo))
+        self.plan = plan
+        print(opening(plan), file=sys.stderr, flush=True)
+
+    def stage(self, chunk: int, node: str) -> None:
+        pass
+
+    def advance(self, rows: list[Row]) -> None:
+        self.rate.add(rows)
+        print(f"{self.rate.done} of {self.rate.total} pairs, {self.rate}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        pass
+
+
+class Bar:
+    """For people: a bar with the running stage, rate and time left."""
+
+    def begin(self, plan: Plan) -> None:
+        console = Console(stderr=True)
+        console.print(opening(plan))
+        self.rate = _Rate(len(plan.todo))
+        self.bar = Progress(
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+        )
+        self.stages = max(len(plan.graph.nodes), 1)
+        self.task: TaskID = self.bar.add_task("", total=len(plan.todo), rate="")
+        self.bar.start()
+
+    def stage(self, chunk: int, node: str) -> None:
+        self.bar.update(self.task, description=node)
+
+    def advance(self, rows: list[Row]) -> None:
+        self.rate.add(rows)
+        self.bar.update(self.task, completed=self.rate.done, rate=str(self.rate))
+
+    def end(self) -> None:
+        if hasattr(self, "bar"):
+            self.bar.update(self.task, description="")
+            self.bar.stop()
+
+
+def terminal_progress() -> Bar | Lines:
+    """A bar if stderr is a terminal, else lines."""
+    return Bar() if sys.stderr.isatty() else Lines()

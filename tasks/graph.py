@@ -1,0 +1,223 @@
+"""How stages are wired: nodes in reading order, the work each item needs, and the key of every artifact."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from e4s_models.weights import weight_digest
+from storage.keys import digest
+from tasks.stage import Stage
+
+STAGES = ("align", "mesh", "reenact", "parse", "encode", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
+"""Stage names; each is a module `tasks.<name>` with `BACKENDS`, the default first."""
+
+Ref = tuple[str, str]
+"""A value's address: (key of the artifact that holds it, output name); a root image is (its sha256, "image")."""
+
+
+class UsageError(Exception):
+    """The user asked for something that does not exist or does not fit: one sentence with the remedy."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A root input: a picture and which of its faces is meant (0 = largest)."""
+
+    path: str
+    sha256: str
+    face_index: int = 0
+    pixels: int = 0  # width x height, for bounding memory
+
+
+@dataclass(frozen=True)
+class Item:
+    """What the final node makes one output of: pictures by role."""
+
+    id: str
+    images: Mapping[str, Image]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage at one place of the graph.
+
+    A wire names where an input comes from: `image` and `face_index` (the picture itself), `align.face` (another node's output), for
+    nodes of a pair also with the role in front (`source.align.face`). A backend takes the wires that it reads.
+    """
+
+    name: str
+    stage: str
+    of: Literal["image", "pair"]
+    wires: Mapping[str, str]
+    checkpoint: bool = False  # kept under retention `resume`: dear to compute for its size
+
+
+@dataclass(frozen=True)
+class Work:
+    """One node on one item: the key of what it makes and the values it reads."""
+
+    node: str
+    key: str
+    reads: Mapping[str, Ref]
+    constants: Mapping[str, Any]  # inputs that are plain values
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides bytes beside the inputs: a backend per stage, changed config fields, the device kind."""
+
+    backends: Mapping[str, str]
+    options: Mapping[str, Mapping[str, Any]]
+    device: str = "cpu"
+
+
+def backends(stage: str) -> Mapping[str, Stage]:
+    """All backends of a stage, the default first. Raises UsageError for an unknown stage."""
+    if stage not in STAGES:
+        raise UsageError(f"unknown stage {stage!r}; stages are {', '.join(STAGES)}")
+    found: Mapping[str, Stage] = importlib.import_module(f"tasks.{stage}").BACKENDS
+    return found
+
+
+def pick_backend(stage: str, name: str | None) -> Stage:
+    """A stage's backend by name (None: the default). Raises UsageError that lists the choices."""
+    choices = backends(stage)
+    if name is None:
+        return next(iter(choices.values()))
+    if name not in choices:
+        raise UsageError(f"stage {stage} has no backend {name!r}; choose one of {', '.join(choices)}")
+    return choices[name]
+
+
+def make_config(stage: Stage, options: Mapping[str, Any]) -> Any:
+    """The stage's config with some fields changed; values are checked against the type of the default. Raises UsageError."""
+    known = {field.name: field for field in fields(stage.config)}
+    default = stage.config()
+    changed: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in known:
+            raise UsageError(f"stage {stage.name} ({stage.backend}) has no setting {name!r}; it has {', '.join(known) or 'none'}")
+        want = type(getattr(default, name))
+        if want is float and type(value) is int:
+            value = float(value)
+        if want is tuple and isinstance(value, list):
+            value = tuple(value)
+        if not isinstance(value, want) or (want is not bool and isinstance(value, bool)):
+            raise UsageError(f"{stage.name}.{name} must be {want.__name__}, got {value!r}")
+        changed[name] = value
+    try:
+        return stage.config(**changed)
+    except ValueError as error:
+        raise UsageError(f"{stage.name}: {error}") from None
+
+
+class Graph:
+    """Nodes with the stages and configs that serve them; makes keys and lists of work."""
+
+    def __init__(self, nodes: Iterable[Node], final: Ref, settings: Settings) -> None:
+        self.all_nodes = {node.name: node for node in nodes}
+        self.final = final  # (node, output)
+        self.settings = settings
+        for name in (*settings.backends, *settings.options):
+            backends(name)  # a name that no stage bears is an error, not a setting without effect
+        self.stages = {name: pick_backend(n.stage, settings.backends.get(n.stage)) for name, n in self.all_nodes.items()}
+        self.configs = {name: make_config(stage, settings.options.get(stage.name, {})) for name, stage in self.stages.items()}
+        self.nodes = [node for node in self.all_nodes.values() if node.name in self._reachable()]
+
+    def _reachable(self) -> set[str]:
+        reached, left = set(), [self.final[0]]
+        while left:
+            name = left.pop()
+            if name not in reached:
+                reached.add(name)
+                node = self.all_nodes[name]
+                wires = (self._wire(node, read) for read in self.stages[name].reads)
+                left += [parts[-2] for parts in (wire.split(".") for wire in wires) if parts[-1] not in ("image", "face_index")]
+        return reached
+
+    def _wire(self, node: Node, read: str) -> str:
+        if read not in node.wires:
+            raise UsageError(
+                f"stage {node.stage}, backend {self.stages[node.name].backend}, reads {read!r}, which {node.name} is not given"
+            )
+        return node.wires[read]
+
+    def device(self, node: str) -> str:
+        """cpu or cuda: where the node's stage runs."""
+        return self.settings.device if self.stages[node].device == "any" else "cpu"
+
+    @cached_property
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """What decides each node's bytes beside its inputs, as plain data."""
+        return {node.name: self._fingerprint(node.name) for node in self.nodes}
+
+    def _fingerprint(self, name: str) -> dict[str, Any]:
+        stage, config = self.stages[name], self.configs[name]
+        return {
+            "stage": stage.name,
+            "backend": stage.backend,
+            "version": stage.version,
+            "config": asdict(config),
+            "weights": {weight: weight_digest(weight) for weight in stage.weights(config)},
+            "libraries": {library: _version(library) for library in stage.libraries},
+            "device": self.device(name),
+            "precision": "float32",
+        }
+
+    @cached_property
+    def _prints(self) -> dict[str, str]:
+        return {name: digest(found) for name, found in self.fingerprints.items()}
+
+    def weights(self) -> list[str]:
+        """Names of all weights that the graph's stages need."""
+        return sorted({weight for found in self.fingerprints.values() for weight in found["weights"]})
+
+    def works(self, item: Item) -> dict[Ref, Work]:
+        """All work one item may need, producers first, by (node, role or "")."""
+        made: dict[Ref, Work] = {}
+        for node in self.nodes:
+            for role in item.images if node.of == "image" else ("",):
+                made[node.name, role] = self._work(node, role, item, made)
+        return made
+
+    def _work(self, node: Node, role: str, item: Item, made: Mapping[Ref, Work]) -> Work:
+        reads: dict[str, Ref] = {}
+        constants: dict[str, Any] = {}
+        image = item.images[role] if role else None
+        for read in self.stages[node.name].reads:
+            *path, output = self._wire(node, read).split(".")
+            of = item.images[role or path.pop(0)] if output == "image" else image
+            if output == "face_index" and of:
+                constants[read] = of.face_index
+            elif output == "image" and of:
+                reads[read] = (of.sha256, "image")
+            else:
+                producer = path[-1]
+                side = role or (path[0] if len(path) == 2 else "")
+                reads[read] = (made[producer, side].key, output)
+        key = digest([self._prints[node.name], {**reads, **constants}])
+        return Work(node.name, key, reads, constants)
+
+
+def needed(works: Mapping[str, Work], finals: Collection[str], have: Collection[str]) -> list[Work]:
+    """Work that must be done so that `finals` exist, producers first, given the keys that exist already."""
+    wanted: set[str] = set()
+    left = [key for key in finals if key not in have]
+    while left:
+        key = left.pop()
+        if key not in wanted:
+            wanted.add(key)
+            left += [producer for producer, output in works[key].reads.values() if output != "image" and producer not in have]
+    return [work for key, work in works.items() if key in wanted]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,326 @@
+"""The one generic stage runner: a chunk of items through the graph, in one process.
+
+`ChunkJob` is plain data and `run_chunk` a plain function, so that any executor can carry them to a worker. What one stage does to one
+chunk goes through `call`, which is where a flow hangs its task policy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from e4s_models.weights import weight_digest
+from storage.faults import fault_point
+from storage.keys import digest
+from storage.store import Artifact, Damaged, Finished, Store
+from tasks.frame import Frame, ImageFile
+from tasks.graph import Graph, Image, Item, Ref, Work, needed
+from tasks.stage import ItemError, Outputs
+
+Keep = Literal["all", "resume", "final"]
+Call = Callable[[str, Callable[[], None]], None]
+"""Runs one stage on one chunk: (name of the node, the work)."""
+
+
+class DiskFull(Exception):
+    """The store has no room: nothing finished is lost, the same command continues."""
+
+
+@dataclass(frozen=True)
+class ChunkJob:
+    """What one worker does in one go."""
+
+    number: int
+    items: Sequence[Item]
+    known: Mapping[str, Artifact]  # finished or failed artifacts that these items may use
+    shared: frozenset[str] = frozenset()  # keys of per-image work that other chunks read too: published whatever the retention
+
+
+@dataclass
+class Outcome:
+    """What became of one item."""
+
+    id: str
+    artifact: Artifact | None = None  # the final one
+    stage: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class ChunkResult:
+    outcomes: list[Outcome]
+    artifacts: list[Artifact]  # published by this chunk
+    computed: dict[str, int]  # stage executions by node
+    seconds: dict[str, float]  # compute by node
+    repaired: list[str]  # sentences about damaged artifacts that were computed again
+    crash: str = ""  # traceback of a program error that stopped the chunk
+
+
+@dataclass
+class Loaded:
+    """A root image whose decoding was started ahead of time."""
+
+    file: ImageFile
+    frame: Future[Frame]
+    pixels: int
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    def read(self) -> Frame:
+        return self.frame.result()
+
+    def text(self) -> dict[str, str]:
+        return self.file.text()
+
+
+@dataclass
+class Worker:
+    """What a process keeps between chunks: the store, loaded models, threads for decoding ahead and writing behind."""
+
+    graph: Graph
+    store: Store
+    keep: Keep = "all"
+    models: dict[str, Any] = field(default_factory=dict)
+    loaded: dict[str, Loaded] = field(default_factory=dict)
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "e4s-io"))
+    publisher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "e4s-publish"))
+
+    def prefetch(self, job: ChunkJob) -> None:
+        """Start decoding the pictures that a coming chunk will read, as far as 100 million pixels go."""
+        room = 100_000_000
+        for image in _images_read(self.graph, job).values():
+            room -= image.pixels
+            if room < 0:
+                return
+            self._load(image)
+
+    def model(self, node: str) -> Any:
+        """The node's model, loaded once per process."""
+        stage, config, device = self.graph.stages[node], self.graph.configs[node], self.graph.device(node)
+        weights = [weight_digest(name) for name in stage.weights(config)]
+        identity = digest([stage.name, stage.backend, repr(config), device, weights])
+        if identity not in self.models:
+            self.models[identity] = stage.load(config, device)
+        return self.models[identity]
+
+    def _load(self, image: Image) -> Loaded:
+        if image.sha256 not in self.loaded:
+            file = ImageFile(image.path, image.sha256)
+            self.loaded[image.sha256] = Loaded(file, self.threads.submit(file.read), image.pixels)
+        return self.loaded[image.sha256]
+
+    def trim(self, pixels: int = 200_000_000) -> None:
+        """Let go of the oldest decoded pictures beyond a number of pixels; who needs one again decodes it again."""
+        held = sum(loaded.pixels for loaded in self.loaded.values())
+        for sha256 in list(self.loaded):
+            if held <= pixels:
+                return
+            held -= self.loaded.pop(sha256).pixels
+
+    def close(self) -> None:
+        self.threads.shutdown(cancel_futures=True)
+        self.publisher.shutdown()
+
+
+def run_chunk(worker: Worker, job: ChunkJob, call: Call) -> ChunkResult:
+    """Carry one chunk as far as it goes. Only DiskFull and interruption leave as exceptions."""
+    run = _ChunkRun(worker, job)
+    try:
+        run.carry_through(call)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"{worker.store.url}: no space left on the device; free some and repeat the same command (nothing finished is lost)"
+            ) from None
+        run.result.crash = traceback.format_exc()
+    except Exception:
+        run.result.crash = traceback.format_exc()
+    finally:
+        for sha256 in _images_read(worker.graph, job):
+            worker.loaded.pop(sha256, None)
+    run.conclude()
+    return run.result
+
+
+class _ChunkRun:
+    def __init__(self, worker: Worker, job: ChunkJob) -> None:
+        self.worker, self.job, self.graph, self.store = worker, job, worker.graph, worker.store
+        self.known = dict(job.known)
+        self.values: dict[Ref, Any] = {}
+        self.failed: dict[str, tuple[str, str]] = {}  # key -> (stage, reason)
+        self.damaged: Damaged | None = None
+        self.spent: dict[str, float] = defaultdict(float)  # key -> seconds
+        self.pending: list[Future[list[Artifact]]] = []
+        self.result = ChunkResult([], [], defaultdict(int), defaultdict(float), [])
+        works = [self.graph.works(item) for item in job.items]
+        self.finals = [by_node[self.graph.final[0], ""].key for by_node in works]
+        self.works = {work.key: work for by_node in works for work in by_node.values()}
+        self.works_of = {item.id: by_node for item, by_node in zip(job.items, works, strict=True)}
+
+    def carry_through(self, call: Call) -> None:
+        while True:
+            self._adopt_failures()
+            have = self.known.keys() | self.failed.keys() | {key for key, _ in self.values}
+            todo = needed(self.works, self.finals, have)
+            try:
+                self._pass_over(todo, call)
+                self._settle()
+                return
+            except Damaged as damaged:
+                self.damaged = None
+                self._settle()
+                self.store.void(damaged.artifact)
+                self.known.pop(damaged.artifact.key, None)
+                self.result.repaired.append(f"{damaged}; computing it again")
+                self.values.clear()  # what was dropped may be needed again: start over from what is published
+
+    def _pass_over(self, todo: list[Work], call: Call) -> None:
+        last_reader = {
+            ref: work.node for node in self.graph.nodes for work in todo if work.node == node.name for ref in work.reads.values()
+        }
+        for node in self.graph.nodes:
+            works = [work for work in todo if work.node == node.name]
+            if works:
+                call(node.name, partial(self._run_node, node.name, works))
+                if self.damaged:
+                    raise self.damaged
+                for ref, reader in last_reader.items():
+                    if reader == node.name:
+                        self.values.pop(ref, None)
+                        self.worker.loaded.pop(ref[0], None)
+
+    def _run_node(self, node: str, works: list[Work]) -> None:
+        stage, config = self.graph.stages[node], self.graph.configs[node]
+        ready: list[Work] = []
+        for work in works:
+            broken = next((producer for producer, _ in work.reads.values() if producer in self.failed), None)
+            if broken:
+                self.failed[work.key] = self.failed[broken]
+            else:
+                ready.append(work)
+        model = self.worker.model(node) if ready else None
+        batch_size = stage.cost.gpu_batch if self.graph.device(node) != "cpu" else 1
+        finished: list[Finished] = []
+        for start in range(0, len(ready), batch_size):
+            batch = ready[start : start + batch_size]
+            try:
+                inputs = [{**{name: self._value(ref) for name, ref in work.reads.items()}, **work.constants} for work in batch]
+            except Damaged as damaged:  # no fault of the program: kept out of the executor's error handling
+                self.damaged = damaged
+                break
+            began = time.perf_counter()
+            outputs = self._run_batch(node, model, config, inputs)
+            seconds = time.perf_counter() - began
+            self.result.seconds[node] += seconds
+            self.result.computed[node] += len(batch)
+            for work, output in zip(batch, outputs, strict=True):
+                self.spent[work.key] = seconds / len(batch)
+                finished += self._take(node, work, output)
+            self.worker.trim()
+            fault_point("mid-stage")
+        if finished:
+            self._publish(finished)
+
+    def _run_batch(self, node: str, model: Any, config: Any, batch: list[dict[str, Any]]) -> Sequence[Outputs | ItemError]:
+        """Run the stage; when a GPU's memory does not suffice, halve the batch, and at one item let that item fail."""
+        import torch
+
+        stage = self.graph.stages[node]
+        try:
+            with torch.inference_mode():
+                return stage.run(model, config, batch)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if len(batch) == 1:
+                return [ItemError("the device's memory does not suffice for this item; use --device cpu or a smaller side")]
+            half = len(batch) // 2
+            return [*self._run_batch(node, model, config, batch[:half]), *self._run_batch(node, model, config, batch[half:])]
+
+    def _take(self, node: str, work: Work, output: Outputs | ItemError) -> list[Finished]:
+        stage = self.graph.stages[node]
+        if isinstance(output, ItemError):
+            self.failed[work.key] = (stage.name, str(output))
+            return [Finished(work.key, stage.name, reason=str(output))]
+        if output.keys() != stage.writes.keys():
+            raise TypeError(f"stage {stage.name} declares {sorted(stage.writes)} but wrote {sorted(output)}")
+        for name, value in output.items():
+            self.values[work.key, name] = value
+        kept = (
+            self.worker.keep == "all"
+            or node == self.graph.final[0]
+            or work.key in self.job.shared
+            or (self.worker.keep == "resume" and self.graph.all_nodes[node].checkpoint)
+        )
+        return [Finished(work.key, stage.name, {name: (stage.writes[name], value) for name, value in output.items()})] if kept else []
+
+    def _value(self, ref: Ref) -> Any:
+        key, output = ref
+        if output == "image":
+            return self.worker._load(self._image(key))
+        if ref not in self.values:
+            self.values[ref] = self.store.read(self.known[key], output)
+        return self.values[ref]
+
+    def _image(self, sha256: str) -> Image:
+        return next(image for item in self.job.items for image in item.images.values() if image.sha256 == sha256)
+
+    def _publish(self, finished: list[Finished]) -> None:
+        # Encoding and writing happen behind, but at most two publications wait: memory stays bounded.
+        while sum(not future.done() for future in self.pending) >= 2:
+            next(future for future in self.pending if not future.done()).result()
+        self.pending.append(self.worker.publisher.submit(self.store.publish, finished, self.worker.threads))
+
+    def _settle(self) -> None:
+        """Wait until all that was computed is published."""
+        pending, self.pending = self.pending, []
+        for future in pending:
+            published = future.result()
+            self.result.artifacts += published
+            self.known |= {artifact.key: artifact for artifact in published if not artifact.failed}
+
+    def _adopt_failures(self) -> None:
+        for key, artifact in list(self.known.items()):
+            if artifact.failed:
+                self.failed[key] = (artifact.stage, artifact.reason)
+                del self.known[key]
+
+    def conclude(self) -> None:
+        for future in self.pending:  # after a crash: what was computed before it still counts
+            if not future.exception():
+                self.result.artifacts += future.result()
+        charged: set[str] = set()
+        for item, final in zip(self.job.items, self.finals, strict=True):
+            outcome = Outcome(item.id, self.known.get(final))
+            works = self.works_of[item.id]
+            for key in {work.key for work in works.values()} - charged:
+                charged.add(key)  # shared work is counted once, with the first item that needed it
+                outcome.seconds += self.spent.get(key, 0.0)
+            if final in self.failed:
+                role = next(role for (_, role), work in works.items() if work.key in self.failed)
+                outcome.stage, reason = self.failed[final]
+                outcome.reason = f"{role}: {reason}" if role else reason
+            self.result.outcomes.append(outcome)
+
+
+def _images_read(graph: Graph, job: ChunkJob) -> dict[str, Image]:
+    """The pictures that a chunk's missing work reads."""
+    works = {work.key: work for item in job.items for work in graph.works(item).values()}
+    finals = [graph.works(item)[graph.final[0], ""].key for item in job.items]
+    read = {ref[0] for work in needed(works, finals, job.known) for ref in work.reads.values() if ref[1] == "image"}
+    return {image.sha256: image for item in job.items for image in item.images.values() if image.sha256 in read}
+
+
+def cpu_threads() -> int:
+    """Threads that computing libraries are given: the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
