@@ -86,12 +86,11 @@ class Loaded:
 
 @dataclass
 class Worker:
-    """What a process keeps between chunks: the store, loaded models, threads for decoding ahead and writing behind."""
+    """What a run keeps between chunks in one process: the store, decoded pictures, threads for decoding ahead and writing behind."""
 
     graph: Graph
     store: Store
     keep: Keep = "all"
-    models: dict[str, Any] = field(default_factory=dict)
     loaded: dict[str, Loaded] = field(default_factory=dict)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "e4s-io"))
     publisher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "e4s-publish"))
@@ -110,9 +109,9 @@ class Worker:
         stage, config, device = self.graph.stages[node], self.graph.configs[node], self.graph.device(node)
         weights = [weight_digest(name) for name in stage.weights(config)]
         identity = digest([stage.name, stage.backend, repr(config), device, weights])
-        if identity not in self.models:
-            self.models[identity] = stage.load(config, device)
-        return self.models[identity]
+        if identity not in _models:
+            _models[identity] = stage.load(config, device)
+        return _models[identity]
 
     def _load(self, image: Image) -> Loaded:
         if image.sha256 not in self.loaded:
@@ -131,6 +130,9 @@ class Worker:
     def close(self) -> None:
         self.threads.shutdown(cancel_futures=True)
         self.publisher.shutdown()
+
+
+_models: dict[str, Any] = {}  # of this process, by stage, config, device and weights
 
 
 def run_chunk(worker: Worker, job: ChunkJob, call: Call) -> ChunkResult:

@@ -1,0 +1,1 @@
+"""Runnable ratios: every performance claim of the docs is a RESULT line of one of these."""

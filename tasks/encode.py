@@ -1,0 +1,92 @@
+"""Stage `encode`: a picture -> regional style codes of the embedded generator.
+
+Backend `synth` looks the code up that the picture was generated from, so it takes synthetic people only (`e4s synth`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from e4s_models.regions import NUM_REGIONS
+from e4s_models.weights import weight_digest
+from tasks.frame import probe
+from tasks.stage import Cost, Float32, Inputs, ItemError, Outputs, Stage, each
+
+MANIFEST = "people.parquet"
+W_DIGEST = "e4s:w_sha256"  # PNG text chunk: `w_digest` of the code
+GENERATOR = "e4s:generator"  # PNG text chunk: sha256 of the synthesis network's constants
+GENERATOR_WEIGHT = "mobile_stylegan_synthesis_bin"
+NUM_LAYERS = 23
+SIDE = 1024  # px that the generator makes
+_REMEDY = "use --stage swap=composite, or people made by `e4s synth`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    pass
+
+
+def w_digest(w: Float32) -> str:
+    """sha256, as hex, of a style code (512,) as little-endian float32 bytes."""
+    return hashlib.sha256(np.ascontiguousarray(w, "<f4").tobytes()).hexdigest()
+
+
+def known_w(path: str, text: dict[str, str]) -> Float32:
+    """The style code (512,) that a synthetic picture was made from.
+
+    `text` is the picture's PNG text; the code stands in the `people.parquet` in the picture's folder or the one above. Raises ItemError
+    when the picture is not such a person, the manifest lacks it, or the code's digest is not the one in the picture.
+    """
+    wanted = text.get(W_DIGEST)
+    if wanted is None:
+        raise ItemError(f"{path} is no synthetic person (it has no {W_DIGEST} text), so its style code is unknown: {_REMEDY}.")
+    if text.get(GENERATOR) != weight_digest(GENERATOR_WEIGHT):
+        raise ItemError(f"{path} was made by another generator, its style code would show someone else: {_REMEDY}.")
+    folder = Path(path).parent
+    found = next((at / MANIFEST for at in (folder, folder.parent) if (at / MANIFEST).is_file()), None)
+    if found is None:
+        raise ItemError(
+            f"{path}: no {MANIFEST} in {folder} or the folder above, so its style code is unknown: copy it there, or {_REMEDY}."
+        )
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(found, columns=["w"], filters=[("w_sha256", "=", wanted)])
+    except (pa.ArrowException, OSError) as error:
+        raise ItemError(f"{found} cannot be read ({error}): make it again with `e4s synth`, or use --stage swap=composite.") from None
+    if not rows.num_rows:
+        raise ItemError(f"{path} is not in {found}: copy the manifest that was made with the picture, or {_REMEDY}.")
+    w = np.asarray(rows["w"][0].as_py(), np.float32)
+    if w.shape != (512,) or w_digest(w) != wanted:
+        raise ItemError(f"{found}: the style code of {path} is damaged: make it again with `e4s synth`, or use --stage swap=composite.")
+    return w
+
+
+def encode(config: EncodeConfig, inputs: Inputs) -> Outputs:
+    """Reads `image`; writes `codes` (12, 23, 512) float16: one W, the same in every region and style layer."""
+    image = inputs["image"]
+    w = known_w(image.path, image.text())
+    if (sides := probe(image.path)) != (SIDE, SIDE):
+        raise ItemError(f"{image.path} is {sides[1]} x {sides[0]} px, the generator makes {SIDE} x {SIDE}: {_REMEDY} at full size.")
+    return {"codes": np.broadcast_to(w.astype(np.float16), (NUM_REGIONS, NUM_LAYERS, len(w))).copy()}
+
+
+STAGE = Stage(
+    name="encode",
+    backend="synth",
+    version=1,
+    config=EncodeConfig,
+    run=each(lambda model, config, inputs: encode(config, inputs)),
+    reads=("image",),
+    writes={"codes": "array"},
+    weights=lambda config: (GENERATOR_WEIGHT,),
+    libraries=("numpy", "pyarrow", "pillow"),
+    cost=Cost(threads=True),
+)
+
+BACKENDS = {"synth": STAGE}

@@ -1,0 +1,100 @@
+"""Stage `paste`: the finished crop back into its frame; what the mask does not cover stays bit-identical."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, floor
+
+import cv2
+import numpy as np
+
+from e4s_models.checks import check_shape
+from e4s_models.warp import Matrix, resample, transform_points
+from tasks.frame import Pixels
+from tasks.stage import Cost, Float32, Inputs, Outputs, Stage, UInt8, each
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasteConfig:
+    dilate: float = 0.008  # how far the mask grows before it is feathered, as a fraction of the crop's side
+    feather: float = 0.016  # width of the ramp from the frame (0, at the grown mask's edge) to the crop (1), likewise
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.dilate <= 0.25 and 0 <= self.feather <= 0.25):
+            raise ValueError(f"dilate and feather are fractions of the crop's side from 0 to 0.25, got {self.dilate} and {self.feather}")
+
+
+def feather(mask: UInt8, config: PasteConfig) -> Float32:
+    """Weights (S, S) float32 [0, 1] of the crop from a mask (S, S) uint8, 128 and more = repaint.
+
+    The mask grows by `dilate`, then its weights rise from 0 at its edge and at the crop's edges to 1 inside.
+    """
+    side = max(mask.shape)
+    reach = ceil(config.dilate * side) + 2
+    outside = np.pad((mask < 128).astype(np.uint8), reach, constant_values=1)
+    if outside.all():
+        return np.zeros(mask.shape, np.float32)
+    grown = (cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= config.dilate * side).astype(np.uint8)
+    grown[:reach], grown[-reach:], grown[:, :reach], grown[:, -reach:] = 0, 0, 0, 0  # the crop ends there
+    depth = cv2.distanceTransform(grown, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[reach:-reach, reach:-reach]
+    ramp = np.clip((depth - 0.5) / max(config.feather * side, 0.5), 0, 1)
+    return np.asarray(ramp * ramp * (3 - 2 * ramp), np.float32)  # smoothstep
+
+
+def paste(pixels: Pixels, face: UInt8, weights: Float32, crop_to_frame: Matrix) -> Pixels:
+    """Blend a crop into a frame: RGB (H, W, 3) uint8 or uint16 with RGB (S, S, 3) uint8 -> like the frame.
+
+    `weights` (S, S) [0, 1], 1 = crop; `crop_to_frame` (3, 3) as in `e4s_models.warp`. Pixels whose centre lies where
+    the weight is 0 keep their bits; only the bounding box of the others is worked on.
+    """
+    check_shape(pixels, "H W 3")
+    side = check_shape(face, "S S 3")["S"]
+    check_shape(weights, f"{side} {side}")
+    check_shape(crop_to_frame, "3 3")
+    if not np.isfinite(crop_to_frame).all() or np.linalg.det(crop_to_frame[:2, :2]) <= 0:
+        raise ValueError(f"crop_to_frame must be a finite similarity without reflection, got {crop_to_frame.tolist()}")
+    result = pixels.copy()
+    ys, xs = np.nonzero(weights.any(axis=1))[0], np.nonzero(weights.any(axis=0))[0]
+    if not len(ys):
+        return result
+    edges = np.array([(x, y) for x in (xs[0] - 1, xs[-1] + 1) for y in (ys[0] - 1, ys[-1] + 1)])
+    corners = transform_points(crop_to_frame, edges)
+    left, top = (max(0, floor(value) - 1) for value in corners.min(axis=0))
+    right, bottom = (min(size, ceil(value) + 2) for size, value in zip(pixels.shape[1::-1], corners.max(axis=0), strict=True))
+    if left >= right or top >= bottom:
+        return result  # the face lies outside the frame
+    place_to_frame = np.eye(3)
+    place_to_frame[:2, 2] = left, top
+    place_to_crop = np.linalg.inv(crop_to_frame) @ place_to_frame
+    height, width = bottom - top, right - left
+    white = 257 if pixels.dtype == np.uint16 else 1  # 255 * 257 = 65535
+    warped = resample(face.astype(np.float32) * white, place_to_crop, height, width)  # [h, w, 3]
+    weight = np.clip(resample(weights, place_to_crop, height, width, border="zero"), 0, 1)  # [h, w]
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP  # filters reach beyond the weights: only pixels whose centre lies on them count
+    weight[cv2.warpAffine((weights > 0).astype(np.uint8), place_to_crop[:2], (width, height), flags=flags) == 0] = 0
+    place = result[top:bottom, left:right]
+    blended = place + (warped - place) * weight[..., None]
+    place[...] = np.clip(np.rint(blended), 0, 255 * white).astype(pixels.dtype)
+    return result
+
+
+def _paste(model: None, config: PasteConfig, inputs: Inputs) -> Outputs:
+    """Reads `image`, `face` (S, S, 3) and `mask` (S, S) uint8, `crop_to_frame` (3, 3); writes `result`: the frame, RGB or RGBA."""
+    frame = inputs["image"].read()
+    result = paste(frame.pixels, inputs["face"], feather(inputs["mask"], config), inputs["crop_to_frame"])
+    return {"result": result if frame.alpha is None else np.dstack((result, frame.alpha))}
+
+
+STAGE = Stage(
+    name="paste",
+    backend="feather",
+    version=1,
+    config=PasteConfig,
+    run=each(_paste),
+    reads=("image", "face", "mask", "crop_to_frame"),
+    writes={"result": "image"},
+    libraries=("numpy", "opencv-python-headless", "pillow"),
+    cost=Cost(threads=True),
+)
+
+BACKENDS = {"feather": STAGE}

@@ -1,0 +1,227 @@
+"""Stage `recolor`: the target's skin tone and light on the swapped face, the source's own detail kept.
+
+Backend `guided` follows the idea of Eq. 11-13 with hand-made features in place of learned ones: every swapped skin pixel attends, at
+low resolution, to target skin pixels that lie near it and are as bright within their own face; the colours it gathers are the colour
+guidance. Only the smooth, robust part of the change towards it is carried to full resolution, as a gain on linear light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from e4s_models.checks import check_shape
+from e4s_models.regions import Region
+from tasks.stage import Cost, Float32, Inputs, Outputs, Stage, UInt8, each
+
+_SKIN = (Region.SKIN, Region.NOSE)
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709, of linear RGB
+_DARKEST = 1e-3  # linear light; logarithms stop here
+_MIN_PIXELS = 24  # low-resolution skin pixels below which a face's statistics mean nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedConfig:
+    side: int = 64  # px, resolution of the correlation; cost grows with its 4th power (published: 64)
+    near: float = 0.08  # standard deviation of the position weight, as a fraction of the crop's side
+    alike: float = 1.0  # standard deviation of the luminance weight, in robust deviations of each face's skin luminance
+    smooth: float = 0.045  # standard deviation of the local part of the change, as a fraction of the side
+    local_limit: tuple[float, float] = (0.7, 0.3)  # nats, furthest a place may be darkened or brightened beyond the fitted change
+    hue_limit: float = 0.35  # nats, furthest a channel may depart from the others locally
+    least_contrast: float = 0.6  # share of its contrast that a face in hard light keeps at least
+    max_gain: float = 6.0  # largest gain of linear light, up or down
+    keep_white: float = 0.6  # share of the change of hue that eyes and teeth are spared
+    keep_dark: float = 0.5  # share of a brightening that the darkest features (brows, beard, lashes) are spared
+
+
+@dataclass(frozen=True)
+class NoneConfig:
+    """No settings."""
+
+
+def _to_linear() -> Float32:
+    """sRGB byte -> linear light, (256,) in [0, 1] (IEC 61966-2-1)."""
+    value = np.arange(256, dtype=np.float32) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+def _to_srgb(linear: Float32) -> UInt8:
+    """Linear light [0, 1] -> sRGB byte."""
+    steps = np.linspace(0, 1, 4097, dtype=np.float32)
+    table = np.rint(255 * np.where(steps <= 0.0031308, steps * 12.92, 1.055 * steps ** (1 / 2.4) - 0.055)).astype(np.uint8)
+    return np.asarray(table[(linear * 4096 + 0.5).astype(np.int32)], np.uint8)
+
+
+def _shrink(image: UInt8, weights: npt.NDArray[np.bool_], side: int) -> tuple[Float32, npt.NDArray[np.bool_]]:
+    """Mean linear colour of the weighted pixels in each of side x side cells, and which cells are mostly weighted."""
+    weight = weights.astype(np.float32)
+    linear = _to_linear()[image] * weight[..., None]
+    coverage = cv2.resize(weight, (side, side), interpolation=cv2.INTER_AREA)
+    colour = cv2.resize(linear, (side, side), interpolation=cv2.INTER_AREA) / np.maximum(coverage, 1e-6)[..., None]
+    return np.asarray(colour, np.float32), coverage > 0.5
+
+
+def _spread(log_luminance: Float32) -> float:
+    """Robust standard deviation: the scaled median absolute deviation, at least 0.05."""
+    return max(1.4826 * float(np.median(np.abs(log_luminance - np.median(log_luminance)))), 0.05)
+
+
+def _standardise(log_luminance: Float32) -> Float32:
+    """Robust z-scores: median 0, robust deviation 1."""
+    return np.asarray((log_luminance - np.median(log_luminance)) / _spread(log_luminance), np.float32)
+
+
+def _trust(z: Float32) -> Float32:
+    """Weight in (0, 1] that a pixel shows bare skin: dark outliers (beard, strands, moles) count little."""
+    return np.exp(-0.5 * np.maximum(-z - 1, 0) ** 2).astype(np.float32)
+
+
+def colour_guidance(
+    swapped: Float32, target: Float32, swapped_at: Float32, target_at: Float32, config: GuidedConfig
+) -> tuple[Float32, Float32]:
+    """Target colour that each swapped pixel should take: softmax attention over target pixels (Eq. 11-13).
+
+    `swapped` (N, 3) and `target` (M, 3) are linear RGB, `swapped_at` (N, 2) and `target_at` (M, 2) positions as fractions of the
+    side. Returns the log colours gathered, (N, 3), and a weight in [0, 1] for each, (N,).
+    """
+    bright_s = _standardise(np.log(np.maximum(swapped @ _LUMINANCE, _DARKEST)))
+    bright_t = _standardise(np.log(np.maximum(target @ _LUMINANCE, _DARKEST)))
+    features_s = np.column_stack([swapped_at / config.near, np.clip(bright_s, -2, 2) / config.alike]).astype(np.float32)
+    features_t = np.column_stack([target_at / config.near, np.clip(bright_t, -2, 2) / config.alike]).astype(np.float32)
+    # -|a - b|^2 / 2 up to a term that the softmax over b cancels
+    scores = features_s @ features_t.T - 0.5 * (features_t**2).sum(axis=1)
+    attention = np.exp(scores - scores.max(axis=1, keepdims=True)) * _trust(bright_t)
+    total = attention.sum(axis=1)
+    gathered = attention @ np.log(np.maximum(target, _DARKEST)) / np.maximum(total, 1e-12)[:, None]
+    return gathered.astype(np.float32), (_trust(bright_s) * (total > 1e-6)).astype(np.float32)
+
+
+def _basis(at: Float32) -> Float32:
+    """Second-order polynomial in position, (N, 6)."""
+    x, y = (at[:, 0] - 0.5) * 4, (at[:, 1] - 0.5) * 4  # the inner face spans about -1..1
+    return np.column_stack([np.ones_like(x), x, y, x * x, x * y, y * y]).astype(np.float32)
+
+
+def _fit(basis: Float32, change: Float32, weight: Float32) -> Float32:
+    """Weighted ridge fit of `change` (N, 3), reweighted against outliers; returns coefficients (6, 3)."""
+    penalty = np.diag([1e-3, 0.02, 0.02, 0.1, 0.1, 0.1]) * max(float(weight.sum()), 1e-6)
+    robust = weight
+    coefficients: npt.NDArray[np.floating] = np.zeros((6, 3))
+    for _ in range(4):
+        weighted = basis * robust[:, None]
+        coefficients = np.linalg.solve(weighted.T @ basis + penalty, weighted.T @ change)
+        residual = np.abs(change - basis @ coefficients).mean(axis=1)
+        robust = weight / (1 + (residual / 0.2) ** 2)
+    return coefficients.astype(np.float32)
+
+
+def change_field(
+    swapped: UInt8, swapped_skin: npt.NDArray[np.bool_], target: UInt8, target_skin: npt.NDArray[np.bool_], config: GuidedConfig
+) -> Float32:
+    """Smooth change of log linear light, (side, side, 3), that brings swapped skin to the target's colour and light.
+
+    A smooth field fitted to all skin, plus its blurred and limited local departure. Zero where either face shows too little skin.
+    """
+    side = config.side
+    colour_s, valid_s = _shrink(swapped, swapped_skin, side)
+    colour_t, valid_t = _shrink(target, target_skin, side)
+    field = np.zeros((side, side, 3), np.float32)
+    if min(valid_s.sum(), valid_t.sum()) < _MIN_PIXELS:
+        return field
+    centres = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / side
+    grid = np.asarray(np.stack(np.meshgrid(centres, centres), axis=-1), np.float32)  # (side, side, 2): x, y
+    source = colour_s[valid_s]
+    guidance, weight = colour_guidance(source, colour_t[valid_t], grid[valid_s], grid[valid_t], config)
+    change = guidance - np.log(np.maximum(source, _DARKEST))
+    coefficients = _fit(_basis(grid[valid_s]), change, weight)
+    # Outside the skin the polynomial is not extrapolated: far cells take the edge's values through the clipped position.
+    at = grid[valid_s]
+    clipped = np.asarray(np.clip(grid.reshape(-1, 2), at.min(axis=0), at.max(axis=0)), np.float32)
+    field = (_basis(clipped) @ coefficients).reshape(side, side, 3)
+    departure = change - _basis(at) @ coefficients
+    light = departure.mean(axis=1, keepdims=True)
+    hue = np.clip(departure - light, -config.hue_limit, config.hue_limit)
+    darker, brighter = config.local_limit
+    light = np.clip(light, -darker, brighter)
+    # A dark place may be a beard, which is kept, or a shadow, which is softened where the target's face has less contrast.
+    own, theirs = (np.log(np.maximum(colour @ _LUMINANCE, _DARKEST)) for colour in (source, colour_t[valid_t]))
+    contrast = np.clip(_spread(theirs) / _spread(own), config.least_contrast, 1)
+    softened = np.clip((contrast - 1) * (own - np.median(own)), -brighter, brighter)[:, None]
+    light = weight[:, None] * light + (1 - weight[:, None]) * softened
+    share = np.maximum(weight, 0.4)[:, None]
+    local = np.zeros((side, side, 4), np.float32)
+    local[valid_s] = np.column_stack([(light + hue) * share, share])
+    local = np.asarray(cv2.GaussianBlur(local, (0, 0), config.smooth * side), np.float32)
+    field = field + local[..., :3] / (local[..., 3:] + 0.05)
+    limit = float(np.log(config.max_gain))
+    return np.clip(field, -limit, limit).astype(np.float32)
+
+
+def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
+    """Give the pixels under `mask` the target's skin tone and light; all others stay bit-identical.
+
+    Reads `swapped`, `target_face` (H, W, 3) uint8 RGB, `swapped_regions`, `target_regions`, `mask` (H, W) uint8. Writes `recolored`.
+    Features other than skin get the change of the skin around them, so that brows, lips and teeth keep their relation to it.
+    """
+    swapped, mask = inputs["swapped"], inputs["mask"] > 0
+    size = check_shape(swapped, "H W 3")
+    skin = np.isin(inputs["swapped_regions"], _SKIN) & mask
+    target_skin = np.isin(inputs["target_regions"], _SKIN)
+    field = change_field(swapped, skin, inputs["target_face"], target_skin, config)
+    recolored = swapped.copy()
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return {"recolored": recolored}
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    change = np.asarray(cv2.resize(field, (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC), np.float32)[box]
+    white = np.isin(inputs["swapped_regions"][box], (Region.EYES, Region.MOUTH)).astype(np.float32)
+    white = cv2.GaussianBlur(white, (0, 0), 0.002 * max(mask.shape)) * config.keep_white
+    change = change + white[..., None] * ((change @ _LUMINANCE)[..., None] - change)  # light without hue: teeth take no skin colour
+    changed = _apply(swapped[box], change, skin[box], config)
+    recolored[box] = np.where(mask[box][..., None], changed, swapped[box])
+    return {"recolored": recolored}
+
+
+def _apply(image: UInt8, change: Float32, skin: npt.NDArray[np.bool_], config: GuidedConfig) -> UInt8:
+    """Apply a change of log light; dark features are spared part of a brightening, highlights are compressed instead of clipped."""
+    linear = _to_linear()[image]
+    luminance = linear @ _LUMINANCE
+    level = float(np.median(luminance[skin])) if skin.any() else 0.3
+    dark = 1 - np.clip((luminance / max(level, _DARKEST) - 0.1) / 0.5, 0, 1)  # 1: a tenth of the skin's light, 0: above six tenths
+    share = 1 - config.keep_dark * dark
+    change = np.where(change > 0, change * share[..., None], change)
+    bright = linear * np.exp(change)
+    knee = np.maximum(linear, 0.7)  # what was brighter before may stay so
+    over = np.maximum(bright - knee, 0)
+    room = 1 - knee + 1e-6
+    return _to_srgb(np.clip(np.minimum(bright, knee) + room * over / (over + room), 0, 1).astype(np.float32))
+
+
+GUIDED = Stage(
+    name="recolor",
+    backend="guided",
+    version=1,
+    config=GuidedConfig,
+    run=each(lambda model, config, inputs: recolor(inputs, config)),
+    reads=("swapped", "swapped_regions", "mask", "target_face", "target_regions"),
+    writes={"recolored": "image"},
+    cost=Cost(threads=True),
+)
+
+NONE = Stage(
+    name="recolor",
+    backend="none",
+    version=1,
+    config=NoneConfig,
+    run=each(lambda model, config, inputs: {"recolored": inputs["swapped"]}),
+    reads=("swapped",),
+    writes={"recolored": "image"},
+    libraries=(),
+    cost=Cost(threads=True),
+)
+
+BACKENDS: Mapping[str, Stage] = {"guided": GUIDED, "none": NONE}
