@@ -1,20 +1,20 @@
 """What regional styles cost the embedded generator: `python -m benchmarks.generator [--quick]`.
 
-Both passes use the same weights, float32, two threads, inference mode and one image; they are timed in turns, and medians compared.
+Both passes use the same weights, float32, two threads, inference mode and one image; they are timed in turns; the ratio is the median over turns.
 The plain pass is the faster form for one code (styles folded into the kernels of the large layers).
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.result import Results
 from e4s_models.mobile_stylegan import CODE_DIM, NUM_LAYERS, MobileStyleGAN
@@ -46,16 +46,15 @@ def face_labels(side: int = 1024) -> UInt8:
     return cv2.resize(labels, (side, side), interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
 
 
-def medians(first: Callable[[], object], second: Callable[[], object], turns: int) -> tuple[float, float]:
-    """Median seconds of two calls timed in turns, after one warm-up each."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+def timed_in_turns(calls: Sequence[Callable[[], object]], turns: int) -> NDArray[np.float64]:
+    """Seconds (turns, calls) after one warm-up turn; the order alternates, so that what else the machine does hits all alike."""
+    seconds = np.zeros((turns + 1, len(calls)))
     for turn in range(turns + 1):
-        for call, taken in zip((first, second), seconds, strict=True):
+        for index in range(len(calls))[:: 1 if turn % 2 else -1]:
             start = time.perf_counter()
-            call()
-            if turn:
-                taken.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+            calls[index]()
+            seconds[turn, index] = time.perf_counter() - start
+    return seconds[1:]
 
 
 def main(arguments: list[str]) -> int:
@@ -75,13 +74,14 @@ def main(arguments: list[str]) -> int:
         print(f"{'up to':>8}  {'plain ms':>9}  {'regional ms':>11}  {'ratio':>6}")
         ratio = float("nan")
         for stop in stops:
-            first, second = medians(
-                lambda stop=stop: generator.synthesize(plain, stop_after=stop),  # type: ignore[misc]
-                lambda stop=stop: generator.synthesize(regional, region_ids, stop_after=stop),  # type: ignore[misc]
-                turns=5 if quick else 9,
+            calls = (
+                lambda stop=stop: generator.synthesize(plain, stop_after=stop),
+                lambda stop=stop: generator.synthesize(regional, region_ids, stop_after=stop),
             )
-            ratio = second / first
-            print(f"{f'{stop} px' if stop else 'image':>8}  {first * 1e3:9.0f}  {second * 1e3:11.0f}  {ratio:6.2f}", flush=True)
+            seconds = timed_in_turns(calls, turns=5 if quick else 11)
+            ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
+            first, second = np.median(seconds, axis=0) * 1e3
+            print(f"{f'{stop} px' if stop else 'image':>8}  {first:9.0f}  {second:11.0f}  {ratio:6.2f}", flush=True)
         difference = 0.0
         for code in codes[: 1 if quick else 4]:
             one = generator.synthesize(code.expand(1, NUM_LAYERS, CODE_DIM))

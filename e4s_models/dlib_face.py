@@ -122,7 +122,7 @@ def _predict(predictor: Any, rgb: npt.NDArray[Any], box: Any) -> npt.NDArray[np.
 
 
 def _scales(rgb: UInt8, max_pixels: int) -> Iterator[float]:
-    """Sizes at which the frame is searched, from coarse to fine, each twice the one before; the finest is bounded by scale and by pixels."""
+    """Sizes of the searched copies, from coarse to fine, each twice the one before; the finest is bounded by scale and by pixels."""
     height, width = rgb.shape[:2]
     finest = min(_FINEST_SCALE, (max_pixels / (height * width)) ** 0.5)
     scale = min(1.0, _COARSE_SIDE / max(height, width), finest)

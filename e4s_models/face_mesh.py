@@ -181,7 +181,9 @@ def load_expression_basis() -> Float32:
 
     Learnt by `benchmarks/train_expression.py`; see `docs/expression_basis.md`.
     """
-    with np.load(Path(__file__).parent / "data" / "expression_basis.npz") as stored:
+    from e4s_models.weights import weight_path
+
+    with np.load(weight_path("expression_basis")) as stored:
         basis: Float32 = stored["basis"].astype(np.float32)
     check_shape(basis, f"{NUM_BLENDSHAPES} {NUM_VERTICES} 3")
     return basis

@@ -233,7 +233,7 @@ class MobileStyleGAN(nn.Module):
     def mean_w(self) -> Tensor:
         """(512,): mean of the style codes of 4096 fixed normal codes (PCG64, seed 0); truncation pulls codes towards it."""
         z = np.random.Generator(np.random.PCG64(0)).standard_normal((MEAN_CODES, CODE_DIM), np.float32)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # kept for callers of any mode
             return self.map(torch.from_numpy(z).to(self.input.noise.device)).mean(dim=0)
 
     def synthesize(self, codes: Tensor, region_ids: Tensor | None = None, stop_after: int | None = None) -> Tensor:

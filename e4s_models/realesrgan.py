@@ -15,17 +15,21 @@ UInt8 = npt.NDArray[np.uint8]
 SCALE = 4
 
 
+def _import_ncnn() -> Any:
+    try:
+        import ncnn
+    except ImportError:
+        raise RuntimeError("the backend realesrgan needs the package ncnn: pip install 'e4s[realesrgan]'") from None
+    return ncnn
+
+
 class RealESRGAN:
     """The published network `realesrgan-x4plus`, run by ncnn on the CPU. One instance must not be used by two threads at once."""
 
     def __init__(self, param: Path, binary: Path, threads: int = 1) -> None:
         """Open the network. Raises RuntimeError if the optional package is missing or the files do not fit."""
-        try:
-            import ncnn
-        except ImportError:
-            raise RuntimeError("the backend realesrgan needs the package ncnn: pip install 'e4s[realesrgan]'") from None
-        self._ncnn: Any = ncnn
-        self._net: Any = ncnn.Net()
+        self._ncnn = _import_ncnn()
+        self._net = self._ncnn.Net()
         self._net.opt.use_vulkan_compute = False
         self._net.opt.num_threads = threads
         if self._net.load_param(str(param)) or self._net.load_model(str(binary)):
@@ -36,6 +40,7 @@ class RealESRGAN:
         """Open the verified weights `realesrgan_param` and `realesrgan_bin`."""
         from e4s_models.weights import weight_path
 
+        _import_ncnn()  # said before any weights are asked for
         return cls(weight_path("realesrgan_param"), weight_path("realesrgan_bin"))
 
     def upscale(self, image: UInt8) -> UInt8:

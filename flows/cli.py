@@ -6,6 +6,7 @@ Exit codes: 0 all done, 1 usage or program error, 2 some items failed (listed), 
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
 import tempfile
@@ -46,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ne4s: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"e4s: {error.filename or 'the disk'}: {error.strerror}; make room or change the rights, then repeat the command", file=sys.stderr)
         return 1
 
 

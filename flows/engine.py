@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Protocol
 
 from flows.plan import Plan, describe, export
@@ -75,7 +76,7 @@ def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[
     shared: dict[str, Artifact] = {}  # per-image work that later chunks read too
     try:
         chunks = plan.chunks()
-        for job, following in zip(chunks, [*chunks[1:], None], strict=True):
+        for job, following in zip_longest(chunks, chunks[1:]):
             if following:
                 worker.prefetch(following)
             job = replace(job, known={**job.known, **{key: shared[key] for key in job.shared if key in shared}})

@@ -53,6 +53,7 @@ PAIR_NODES: tuple[Node, ...] = (
             "driven_regions": "parse_driven.regions",
             "source_codes": "source.encode.codes",
             "target_codes": "target.encode.codes",
+            "target_crop_to_frame": "target.align.crop_to_frame",
             "target_face": "target.align.face",
             "target_regions": "target.parse.regions",
         },

@@ -18,7 +18,7 @@ class BlendConfig:
     feather_skin: float = 0.04  # width of the mask's ramp where the target's skin goes on, as a fraction of the side
     feather_glasses: float = 0.012  # likewise at glasses, which have skin behind them
     feather: float = 0.006  # likewise at hair, neck and background
-    feather_hole: float = 0.002  # likewise at the mismatch region, which `inpaint` fills from this side
+    feather_hole: float = 0.0  # likewise at the mismatch region; 0: a hard edge, for `inpaint` fills it from this side
 
     def __post_init__(self) -> None:
         if self.levels < 1:
@@ -51,10 +51,11 @@ def soften(mask: UInt8, regions: UInt8, hole: UInt8, config: BlendConfig) -> Flo
     """Ramp a mask down to 0 at its edge, from inside only, so that nothing outside it is repainted.
 
     `mask` (H, W) uint8, non-zero = face; `regions` (H, W) uint8 says what lies beyond the edge: where it is skin the ramp is wide,
-    elsewhere narrow, and next to none along `hole` (H, W) uint8. Returns (H, W) float32 [0, 1].
+    elsewhere narrow; `hole` (H, W) uint8 has a width of its own. Returns (H, W) float32 [0, 1].
     """
     side = max(mask.shape)
-    inside = (mask > 0).astype(np.uint8)
+    # In the hole both pictures show the target. Counted as face, it keeps the target's texture out of the face beside it.
+    inside = ((mask > 0) | ((hole > 0) & (config.feather_hole == 0))).astype(np.uint8)
     if inside.all():
         return inside.astype(np.float32)
     distance, nearest = cv2.distanceTransformWithLabels(inside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)

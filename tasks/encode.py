@@ -49,9 +49,7 @@ def known_w(path: str, text: dict[str, str]) -> Float32:
     folder = Path(path).parent
     found = next((at / MANIFEST for at in (folder, folder.parent) if (at / MANIFEST).is_file()), None)
     if found is None:
-        raise ItemError(
-            f"{path}: no {MANIFEST} in {folder} or the folder above, so its style code is unknown: copy it there, or {_REMEDY}."
-        )
+        raise ItemError(f"{path}: no {MANIFEST} in its folder or the one above, so its style code is unknown: copy it there, or {_REMEDY}.")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -16,6 +16,9 @@ from tasks.stage import Stage
 STAGES = ("align", "mesh", "reenact", "parse", "encode", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
 """Stage names; each is a module `tasks.<name>` with `BACKENDS`, the default first."""
 
+MORE_BACKENDS = {"swap": ("tasks.swap_codes",)}
+"""Modules with further backends of a stage, where one file would hold two methods."""
+
 Ref = tuple[str, str]
 """A value's address: (key of the artifact that holds it, output name); a root image is (its sha256, "image")."""
 
@@ -80,8 +83,8 @@ def backends(stage: str) -> Mapping[str, Stage]:
     """All backends of a stage, the default first. Raises UsageError for an unknown stage."""
     if stage not in STAGES:
         raise UsageError(f"unknown stage {stage!r}; stages are {', '.join(STAGES)}")
-    found: Mapping[str, Stage] = importlib.import_module(f"tasks.{stage}").BACKENDS
-    return found
+    modules = [importlib.import_module(name) for name in (f"tasks.{stage}", *MORE_BACKENDS.get(stage, ()))]
+    return {name: backend for module in modules for name, backend in module.BACKENDS.items()}
 
 
 def pick_backend(stage: str, name: str | None) -> Stage:

@@ -23,7 +23,8 @@ Bool = npt.NDArray[np.bool_]
 @dataclass(frozen=True, kw_only=True)
 class MembraneConfig:
     grain: float = 0.012  # standard deviation of the blur that parts texture from shading, as a fraction of the side
-    edge: float = 0.004  # strip of the new face along its edge that is not trusted (it is blended), as a fraction of the side
+    edge: float = 0.002  # strip of the new face along its edge that is not trusted, as a fraction of the side
+    shade: float = 0.2  # share by which the target's shading may darken or lighten the new face's colour
     reach: float = 0.12  # distance from the new face at which the target is left as it is, as a fraction of the side
     outline: float = 0.003  # ramp at the outline (hair, neck, background), as a fraction of the side
 
@@ -87,12 +88,14 @@ def fill_membrane(blended: UInt8, target: UInt8, hole: Bool, face: Bool, target_
     shading = _blur_within(old, target_inner.astype(np.float32), grain)
     both = (sure & target_inner).astype(np.float32)
     lift = _blur_within(new - shading, both if both.any() else sure.astype(np.float32), grain)
-    texture = (new - _blur_within(new, sure.astype(np.float32), grain)) * sure[..., None]
+    smooth = _blur_within(new, sure.astype(np.float32), grain)  # outside the face: its colour, continued
+    texture = (new - smooth) * sure[..., None]
+    lifted = np.clip(shading + lift, (1 - config.shade) * smooth, (1 + config.shade) * smooth)  # an outline, but no beard
     x, y, distance = _mirror(sure)
     mirrored = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     near = np.clip(2 - 2 * distance / (config.reach * side), 0, 1)[..., None]  # full to half the reach, then less
     near = near * near * (3 - 2 * near)
-    fill = shading + near * (lift + mirrored) + (1 - near) * (old - shading)
+    fill = near * (lifted + mirrored) + (1 - near) * old
     inside = cv2.distanceTransform((hole | face).astype(np.uint8), cv2.DIST_L2, 5)
     ramp = np.clip((inside - 0.5) / max(config.outline * side, 1), 0, 1)[..., None]
     mixed = np.clip(np.rint(new + ramp * (fill - new)), 0, 255).astype(np.uint8)

@@ -34,7 +34,7 @@ class GuidedConfig:
     hue_limit: float = 0.35  # nats, furthest a channel may depart from the others locally
     least_contrast: float = 0.6  # share of its contrast that a face in hard light keeps at least
     max_gain: float = 6.0  # largest gain of linear light, up or down
-    keep_white: float = 0.6  # share of the change of hue that eyes and teeth are spared
+    keep_white: float = 0.6  # share of the change of hue, and half that of a brightening, that eyes and teeth are spared
     keep_dark: float = 0.5  # share of a brightening that the darkest features (brows, beard, lashes) are spared
 
 
@@ -178,12 +178,33 @@ def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
         return {"recolored": recolored}
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     change = np.asarray(cv2.resize(field, (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC), np.float32)[box]
-    white = np.isin(inputs["swapped_regions"][box], (Region.EYES, Region.MOUTH)).astype(np.float32)
-    white = cv2.GaussianBlur(white, (0, 0), 0.002 * max(mask.shape)) * config.keep_white
-    change = change + white[..., None] * ((change @ _LUMINANCE)[..., None] - change)  # light without hue: teeth take no skin colour
+    target_mouth = inputs["target_face"][inputs["target_regions"] == Region.MOUTH]
+    change = _spare_white(change, swapped[box], inputs["swapped_regions"][box], target_mouth, 0.002 * max(mask.shape), config)
     changed = _apply(swapped[box], change, skin[box], config)
     recolored[box] = np.where(mask[box][..., None], changed, swapped[box])
     return {"recolored": recolored}
+
+
+def _spare_white(change: Float32, image: UInt8, regions: UInt8, target_mouth: UInt8, feather: float, config: GuidedConfig) -> Float32:
+    """Keep eyeballs and teeth from taking the hue of skin and from burning out: where the target shows teeth, these set their light."""
+    light = (change @ _LUMINANCE)[..., None]
+    calm = light - 0.5 * np.maximum(light, 0)
+    teeth_light = _teeth_change(image[regions == Region.MOUTH], target_mouth)
+    for region, limit in ((Region.EYES, None), (Region.MOUTH, teeth_light)):
+        weight = np.asarray(cv2.GaussianBlur((regions == region).astype(np.float32), (0, 0), feather))[..., None]
+        if limit is None:
+            change = change + config.keep_white * weight * (calm - change)
+        else:
+            change = change + weight * (np.clip(limit, np.minimum(light, 0), np.maximum(light, 0)) - change)
+    return np.asarray(change, np.float32)
+
+
+def _teeth_change(swapped: UInt8, target: UInt8) -> float | None:
+    """Change of log light that brings the brightest of the mouth, (N, 3), to the target's, (M, 3); None if either shows too little."""
+    if min(len(swapped), len(target)) < _MIN_PIXELS:
+        return None
+    own, theirs = (float(np.percentile(_to_linear()[pixels] @ _LUMINANCE, 90)) for pixels in (swapped, target))
+    return float(np.log(max(theirs, _DARKEST) / max(own, _DARKEST)))
 
 
 def _apply(image: UInt8, change: Float32, skin: npt.NDArray[np.bool_], config: GuidedConfig) -> UInt8:

@@ -112,28 +112,23 @@ def plan_points(model: Model, config: MeshConfig, source: Float32, target: Float
     move *= config.max_displacement * np.tanh(length / config.max_displacement) / np.maximum(length, 1e-6)
     shape = neutral.copy()
     shape[:NUM_VERTICES] += move
-    same = float(np.abs(change).max()) == 0 and np.array_equal(source, target)
-    if not same:
-        # lips: the opening is the target's, in proportion to the mouth's width, so that closed lips close
-        ratio = np.clip(_width(shape, _LIP_CORNERS) / _width(wanted, _LIP_CORNERS), 0.75, 1.3)
-        gaps = ratio * (wanted[list(_UPPER_LIP)] - wanted[list(_LOWER_LIP)])
-        gaps[:, 0] = shape[list(_UPPER_LIP), 0] - shape[list(_LOWER_LIP), 0]
-        gaps = (
-            shape[list(_UPPER_LIP)]
-            - shape[list(_LOWER_LIP)]
-            + config.expression * (gaps - shape[list(_UPPER_LIP)] + shape[list(_LOWER_LIP)])
-        )
-        _set_gap(shape, template, _UPPER_LIP, _LOWER_LIP, gaps, (0.3, 0.7), 1.2)
-        for corners, upper, lower, *_ in _EYES:
-            up, low = list(upper), list(lower)
-            have, own, theirs = (points[up] - points[low] for points in (shape, neutral, wanted))
-            openness = [
-                float(np.linalg.norm(gap, axis=1).mean()) / _width(points, corners)
-                for gap, points in ((have, shape), (own, neutral), (theirs, wanted))
-            ]
-            follow = config.expression * (config.eye_follow if openness[2] > 0.15 else 1.0)  # a shut eye is shut
-            goal = min((1 - follow) * openness[0] + follow * openness[2], config.max_eye_opening * openness[1])
-            _set_gap(shape, template, upper, lower, have * (goal / max(openness[0], 1e-6)), (0.8, 0.2), 0.5)
+    # lips: the opening is the target's, in proportion to the mouth's width, so that closed lips close
+    ratio = np.clip(_width(shape, _LIP_CORNERS) / _width(wanted, _LIP_CORNERS), 0.75, 1.3)
+    up, low = list(_UPPER_LIP), list(_LOWER_LIP)
+    gaps = shape[up] - shape[low]
+    gaps[:, 1:] += config.expression * (ratio * (wanted[up] - wanted[low]) - gaps)[:, 1:]
+    _set_gap(shape, template, _UPPER_LIP, _LOWER_LIP, gaps, (0.3, 0.7), 1.2)
+    for corners, upper, lower, *_ in _EYES:
+        up, low = list(upper), list(lower)
+        have, own, theirs = (points[up] - points[low] for points in (shape, neutral, wanted))
+        openness = [
+            float(np.linalg.norm(gap, axis=1).mean()) / _width(points, corners)
+            for gap, points in ((have, shape), (own, neutral), (theirs, wanted))
+        ]
+        shut = min(max((0.2 - openness[2]) / 0.1, 0.0), 1.0)  # a shut eye is shut, whatever the coefficients say
+        follow = config.expression * max(config.eye_follow, shut)
+        goal = min((1 - follow) * openness[0] + follow * openness[2], config.max_eye_opening * openness[1])
+        _set_gap(shape, template, upper, lower, have * (goal / max(openness[0], 1e-6)), (0.8, 0.2), 0.5)
     placed = fit_similarity(shape[:NUM_VERTICES], target[:NUM_VERTICES], geometry.weights)
     return placed.apply(shape)
 
@@ -422,8 +417,8 @@ def draw(
 
     edge = cv2.GaussianBlur(cover, (0, 0), 1.2)[..., None]
     image[box] += edge * (pixels - image[box])
-    limit = np.array([source_face.shape[1] - 1, source_face.shape[0] - 1], np.float32)
-    visible = np.asarray(((around >= 0) & (around <= limit)).all(-1), np.bool_)
+    limit = np.array([source_face.shape[1] - 0.5, source_face.shape[0] - 0.5], np.float32)
+    visible = np.asarray(((around >= -0.5) & (around <= limit)).all(-1), np.bool_)
     visible[box] = np.where(face, own, visible[box])
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), np.where(visible, 255, 0).astype(np.uint8)
 
@@ -479,7 +474,7 @@ def _draw_mouth(
     mask = np.asarray((ids >= 0) & _inside_mouth(triangles)[ids], np.bool_)
     width = _width(driven[:, :2], _LIP_CORNERS)
     needed = _opening(driven)
-    if needed < 0.03 * width or not mask.any():  # closed: the lips' own seam is best
+    if needed < 0.02 * width or not mask.any():  # closed: the lips' own seam is best
         return pixels, own
     size = width / _width(source[:, :2], _LIP_CORNERS)
     closing = _closing(source, driven)
@@ -493,7 +488,7 @@ def _draw_mouth(
     xy = here[box].copy()
     xy[mask] = _evaluate(_affine(onto[:, :2], driven, triangles), ids[box], mask, here[box])
     inside = _sample(target_face if borrow else source_face, xy) * np.float32(1 - config.mouth_shade * closing)
-    feather = np.clip(2 * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5) - 0.6, 0, 1) * mask
+    feather = np.clip(2 * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5) - 0.6, 0, 1) * mask * min(needed / (0.02 * width) - 1, 1.0)
     pixels[box] += feather[..., None] * (inside - pixels[box])
     if borrow:
         own[box] &= ~mask
@@ -527,9 +522,9 @@ def _reenact(model: Model, config: MeshConfig, inputs: Inputs) -> Outputs:
     for face, points in ((source_face, source), (target_face, target)):
         check_shape(face, "H W 3")
         check_shape(points, f"{NUM_POINTS} 3")
+    if not (np.isfinite(source).all() and np.isfinite(target).all()):
+        raise ItemError("reenact: the face mesh has points that are no numbers; make the stage `mesh` anew for both faces")
     driven = plan_points(model, config, source, target, inputs["target_blendshapes"] - inputs["source_blendshapes"])
-    if not np.isfinite(driven).all():
-        raise ItemError("reenact: the two face meshes cannot be fitted onto each other; check the landmarks of both faces")
     image, visible = draw(model, config, source_face, source, driven, target_face, target)
     return {"driven": image, "visible": visible}
 

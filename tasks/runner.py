@@ -21,7 +21,7 @@ from e4s_models.weights import weight_digest
 from storage.faults import fault_point
 from storage.keys import digest
 from storage.store import Artifact, Damaged, Finished, Store
-from tasks.frame import Frame, ImageFile
+from tasks.frame import MAX_PIXELS, Frame, ImageFile
 from tasks.graph import Graph, Image, Item, Ref, Work, needed
 from tasks.stage import ItemError, Outputs
 
@@ -115,7 +115,7 @@ class Worker:
 
     def _load(self, image: Image) -> Loaded:
         if image.sha256 not in self.loaded:
-            file = ImageFile(image.path, image.sha256)
+            file = ImageFile(image.path, image.sha256, max(image.pixels, MAX_PIXELS))  # the user's limit was applied by the plan
             self.loaded[image.sha256] = Loaded(file, self.threads.submit(file.read), image.pixels)
         return self.loaded[image.sha256]
 

@@ -21,7 +21,7 @@ from tasks.stage import Cost, Inputs, ItemError, Outputs, Stage, UInt8, each
 DRIVEN = (Region.LIPS, Region.BROWS, Region.EYES, Region.NOSE, Region.SKIN, Region.EARS, Region.NECK, Region.MOUTH)
 """Regions taken from the driven face by default (the paper's list, Sec. 3.1.2)."""
 
-_CANVAS = (Region.LIPS, Region.BROWS, Region.EYES, Region.NOSE, Region.SKIN, Region.MOUTH)  # driven shapes, in painting order
+_CANVAS = (Region.LIPS, Region.BROWS, Region.EYES, Region.NOSE, Region.SKIN, Region.MOUTH)  # driven shapes
 _TARGET_INNER = tuple(region for region in INNER_FACE if region != Region.GLASSES)  # the target's glasses are never a mismatch
 _EMPTY = 255
 
@@ -70,7 +70,8 @@ def recompose_mask(
     swapped = np.full_like(target_regions, _EMPTY)
     for region in (Region.BACKGROUND, Region.NECK, Region.EARS, Region.EAR_RINGS):
         swapped[target_regions == region] = region
-    for region in _CANVAS:
+    # All driven shapes come from one map, so their order matters only if some are the target's: those give way, and skin to all.
+    for region in sorted(_CANVAS, key=lambda region: (region != Region.SKIN, region in driven)):
         swapped[(driven_regions if region in driven else target_regions) == region] = region
         if region == Region.BROWS:  # driven hair hides the driven brow: the target's is kept
             swapped[(driven_regions == Region.HAIR) & (target_regions == Region.BROWS)] = region
@@ -159,7 +160,10 @@ def composite(inputs: Inputs, config: CompositeConfig) -> Outputs:
         glasses = (driven_regions == Region.GLASSES) & np.isin(swapped_regions, (*_CANVAS, Region.GLASSES))
         swapped_regions[glasses] = Region.GLASSES
         inner |= glasses
-    from_driven = inner & np.isin(swapped_regions, [*(set(_CANVAS) & chosen), Region.GLASSES])
+    features = [*(set(_CANVAS) & chosen), Region.GLASSES]
+    from_driven = inner & np.isin(swapped_regions, features)
+    # Where a chosen feature of the target lies, driven skin covers it, also if skin itself is not chosen: no second mouth.
+    from_driven |= inner & (swapped_regions == Region.SKIN) & np.isin(target_regions, features)
     target_glasses = target_regions == Region.GLASSES
     if target_glasses.any():
         target_face = np.asarray(cv2.cvtColor(inputs["target_face"], cv2.COLOR_RGB2GRAY), np.uint8)

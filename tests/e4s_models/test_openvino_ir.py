@@ -50,7 +50,7 @@ def test_constants_cannot_be_changed(tmp_path: Path) -> None:
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     cut = graph(tmp_path, payload=b"\0" * 12)
-    with pytest.raises(ValueError, match="bytes 8 to 16.*BIN file of 12 bytes"):
+    with pytest.raises(ValueError, match=r"bytes 8 to 16.*BIN file of 12 bytes"):
         cut.constant_of(cut.layers[3])
     misshapen = graph(tmp_path, XML.replace('shape="1, 2"', 'shape="1, 3"'))
     with pytest.raises(ValueError, match="does not fit its shape"):

@@ -142,7 +142,7 @@ def test_closed_lips_borrow_the_mouth_of_an_open_target(model: Model, seen: list
 def test_a_mesh_that_is_no_mesh_is_an_item_error(model: Model, seen: list[dict[str, Any]]) -> None:
     far = {**seen[1], "points": seen[1]["points"] + np.array([5000, 0, 0], np.float32)}
     broken = {**seen[1], "points": np.full((478, 3), np.nan, np.float32)}
-    for target, reason in ((far, "outside the crop"), (broken, "cannot be fitted")):
+    for target, reason in ((far, "outside the crop"), (broken, "no numbers")):
         result, good = MESH.run(model, CONFIG, [pair(seen[0], target), pair(seen[0], seen[1])])
         assert isinstance(result, ItemError) and reason in str(result)
         assert isinstance(good, dict)

@@ -1,0 +1,219 @@
+"""Bad input on the real command line: one clear sentence, the documented exit code, the other pairs go on."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.cli import main
+from storage.run import RunFolder
+from storage.store import Store
+
+Text = pytest.CaptureFixture[str]
+
+
+def write_csv(path: Path, rows: list[tuple[object, ...]]) -> str:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return str(path)
+
+
+def pairs(manifest: str, run: Path, *more: str) -> int:
+    return main(["pairs", manifest, "--run", str(run), "--profile", "fast", "--device", "cpu", "--no-report", *more])
+
+
+def fails_with(capsys: Text, *parts: str) -> None:
+    """One line on stderr that holds all the parts and no traceback."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("e4s:")]
+    assert len(lines) == 1, lines
+    for part in parts:
+        assert part in lines[0]
+
+
+def huge_png() -> bytes:
+    """A valid PNG header that claims 50000 x 50000 px, with a few bytes behind it."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 50000, 50000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"0"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--profile", "huge"], ["unknown profile 'huge'", "mobile", "fast"]),
+        (["--stage", "swop=codes"], ["unknown stage 'swop'", "swap"]),
+        (["--stage", "swap=magic"], ["swap", "no backend 'magic'", "composite"]),
+        (["--stage", "swap"], ["stage=backend"]),
+        (["--set", "blend.level=3"], ["blend", "no setting 'level'", "levels"]),
+        (["--set", "blend.levels=many"], ["blend.levels must be int", "'many'"]),
+        (["--set", "nonsense"], ["stage.setting=value"]),
+        (["--device", "tpu"], ["auto, cpu or cuda"]),
+        (["--chunk", "0"], ["--chunk must be at least 1"]),
+    ],
+)
+def test_wrong_settings(arguments: list[str], parts: list[str], people_folder: Path, tmp_path: Path, capsys: Text) -> None:
+    assert pairs(str(people_folder), tmp_path / "run", *arguments) == 1
+    fails_with(capsys, *parts)
+
+
+def test_cuda_without_a_gpu_is_an_error(people_folder: Path, tmp_path: Path, capsys: Text) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert pairs(str(people_folder), tmp_path / "run", "--device", "cuda") == 1
+    fails_with(capsys, "finds no CUDA device")
+
+
+def test_usage_errors_exit_with_1(capsys: Text) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["pairs"])
+    assert error.value.code == 1
+    fails_with(capsys, "--run")
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ([("source", "picture"), ("a.png", "b.png")], ["no column target", "source, picture"]),
+        ([("source", "target")], ["no rows"]),
+        ([("id", "source", "target"), ("x", "a", "b"), ("x", "a", "b")], ["id 'x' stands in 2 rows"]),
+        ([("id", "source", "target"), ("../x", "a", "b")], ["row 1", "'../x'"]),
+    ],
+)
+def test_unusable_manifests(rows: list[tuple[object, ...]], parts: list[str], tmp_path: Path, capsys: Text) -> None:
+    assert pairs(write_csv(tmp_path / "pairs.csv", rows), tmp_path / "run") == 1
+    fails_with(capsys, *parts)
+
+
+def test_manifests_that_are_none(tmp_path: Path, capsys: Text) -> None:
+    assert pairs(str(tmp_path / "nowhere.csv"), tmp_path / "run") == 1
+    fails_with(capsys, "no such manifest")
+    assert pairs(str(tmp_path), tmp_path / "run") == 1
+    fails_with(capsys, "without pairs.parquet")
+    (tmp_path / "pairs.parquet").write_bytes(b"PAR1 not really")
+    assert pairs(str(tmp_path), tmp_path / "run") == 1
+    fails_with(capsys, "cannot be read")
+    pq.write_table(pa.table({"source": ["a.png"]}), tmp_path / "pairs.parquet")
+    assert pairs(str(tmp_path), tmp_path / "run") == 1
+    fails_with(capsys, "no column target")
+
+
+def test_bad_pictures_fail_alone_and_the_others_go_on(people: list[Path], tmp_path: Path, capsys: Text) -> None:
+    good, other = str(people[0]), str(people[1])
+    (tmp_path / "cut.png").write_bytes(people[0].read_bytes()[:200_000])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "huge.png").write_bytes(huge_png())
+    (tmp_path / "folder.png").mkdir()
+    names = ["missing.png", "cut.png", "text.png", "empty.png", "huge.png", "folder.png"]
+    rows = [("id", "source", "target"), *((name.split(".")[0], good, name) for name in names), ("blank", good, ""), ("good", good, other)]
+    run = tmp_path / "run"
+    assert pairs(write_csv(tmp_path / "pairs.csv", rows), run) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    found = {row.id: row for row in RunFolder(run).read_rows()}
+    assert found.pop("good").status == "done"
+    assert {row.status for row in found.values()} == {"failed"}
+    reasons = {name: row.reason for name, row in found.items()}
+    for name, part in {
+        "missing": "does not exist",
+        "cut": "cut short",
+        "text": "not an image",
+        "empty": "is empty",
+        "huge": "50000 x 50000",
+        "folder": "is a folder",
+        "blank": "the cell target is empty in row 7",
+    }.items():
+        assert part in reasons[name]
+        assert f"pair {name} failed" in printed
+    done = (run / "outputs/good.png").stat().st_mtime_ns
+    assert pairs(str(tmp_path / "pairs.csv"), run) == 2  # nothing is tried again, the list is given again
+    assert "1 done before, 0 to do, 7 cannot be done" in capsys.readouterr().err
+    assert (run / "outputs/good.png").stat().st_mtime_ns == done
+
+
+def test_run_folders_that_cannot_be_used(people_folder: Path, tmp_path: Path, capsys: Text) -> None:
+    (tmp_path / "file").touch()
+    assert pairs(str(people_folder), tmp_path / "file") == 1
+    fails_with(capsys, str(tmp_path / "file"), "choose another --run")
+    assert pairs(str(people_folder), Path("/proc/e4s-run")) == 1
+    fails_with(capsys, "/proc/e4s-run", "cannot be written", "choose another --run")
+    assert main(["status", str(tmp_path)]) == 1
+    fails_with(capsys, "not a run folder")
+
+
+def test_a_second_process_on_one_run_folder_is_refused(people_folder: Path, tmp_path: Path, capsys: Text) -> None:
+    from flows.plan import Request, make_plan
+
+    plan = make_plan(Request(manifest=str(people_folder), run=str(tmp_path), profile="fast", device="cpu"))
+    assert pairs(str(people_folder), tmp_path) == 1
+    fails_with(capsys, "another process is working on this run")
+    plan.close()
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    people_folder: Path, tmp_path: Path, capsys: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Store._write
+    room = [6_000_000]
+
+    def limited(self: Store, file: str, data: bytes) -> None:
+        room[0] -= len(data)
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", file)
+        write(self, file, data)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(Store, "_write", limited)
+    assert pairs(str(people_folder), run, "--chunk", "1") == 1
+    fails_with(capsys, "no space left", "repeat the same command")
+    finished = {artifact.key for artifact in Store(str(run / "store")).all()}
+    assert finished
+    monkeypatch.undo()
+    assert pairs(str(people_folder), run, "--chunk", "1") == 0
+    assert [row.status for row in RunFolder(run).read_rows()] == ["done"] * 3
+
+
+def test_swap_one_face(people: list[Path], tmp_path: Path, capsys: Text) -> None:
+    output = tmp_path / "out.png"
+    arguments = ["swap", str(people[0]), str(people[1]), "-o", str(output), "--profile", "fast", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments[:4], str(tmp_path / "out.jpg"), *arguments[5:]]) == 1
+    capsys.readouterr()
+    assert main([*arguments, "--face", "3"]) == 2
+    fails_with(capsys, "align: target: face 3 was asked for but 1 face was found")
+
+
+def test_status_report_cache_doctor_and_models(people_folder: Path, tmp_path: Path, capsys: Text) -> None:
+    run = tmp_path / "run"
+    assert pairs(str(people_folder), run) == 0
+    assert main(["status", str(run)]) == 0
+    assert "3 pairs: 3 done, 0 failed, 0 left" in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    page = (run / "report/index.html").read_text()
+    assert page.count("<img") >= 3 * 10
+    assert "src=\"data:image/jpeg;base64," in page
+    assert "http" not in page.replace("http-equiv", "")  # self-contained
+    assert main(["cache", "list", str(run)]) == 0
+    assert main(["cache", "verify", str(run / "store")]) == 0
+    assert "0 damaged" in capsys.readouterr().out
+    path = next((run / "store/payload").rglob("*.png"))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["cache", "verify", str(run)]) == 2
+    assert main(["cache", "list", str(tmp_path / "nothing")]) == 1
+    assert main(["doctor"]) == 0
+    assert main(["models", "list"]) == 0
+    assert "face_parser*" in capsys.readouterr().out
+    shutil.rmtree(run)
