@@ -1,6 +1,6 @@
 """What regional styles cost the embedded generator: `python -m benchmarks.generator [--quick]`.
 
-Both passes use the same weights, float32, two threads, inference mode and one image; they are timed in turns; the ratio is the median over turns.
+Both passes use the same weights, float32, two threads, inference mode and one image, timed in turns; the ratio is the median over turns.
 The plain pass is the faster form for one code (styles folded into the kernels of the large layers).
 """
 

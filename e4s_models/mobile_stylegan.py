@@ -32,7 +32,7 @@ MEAN_CODES = 4096  # mapped codes that `mean_w` averages
 _FOLD_SIDE = (
     256  # px from which one code's style goes into the kernel; below, a multiply costs nothing and rounds as the regional pass does
 )
-_CHUNK = 1 << 20  # elements scaled at a time: small enough to stay in the cache and to be allocated without page faults
+_CHUNK = 1 << 21  # elements scaled at a time: few enough to stay in the cache and to be allocated without page faults
 
 
 class RegionRows:

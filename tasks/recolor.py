@@ -33,6 +33,8 @@ class GuidedConfig:
     local_limit: tuple[float, float] = (0.7, 0.3)  # nats, furthest a place may be darkened or brightened beyond the fitted change
     hue_limit: float = 0.35  # nats, furthest a channel may depart from the others locally
     least_contrast: float = 0.6  # share of its contrast that a face in hard light keeps at least
+    side_smooth: float = 0.05  # standard deviation of the one-sided part of the change, as a fraction of the side
+    side_limit: float = 1.0  # nats, furthest that part may go
     max_gain: float = 6.0  # largest gain of linear light, up or down
     keep_white: float = 0.6  # share of the change of hue, and half that of a brightening, that eyes and teeth are spared
     keep_dark: float = 0.5  # share of a brightening that the darkest features (brows, beard, lashes) are spared
@@ -157,8 +159,37 @@ def change_field(
     local[valid_s] = np.column_stack([(light + hue) * share, share])
     local = np.asarray(cv2.GaussianBlur(local, (0, 0), config.smooth * side), np.float32)
     field = field + local[..., :3] / (local[..., 3:] + 0.05)
+    field = field + side_light(colour_s, valid_s, colour_t, valid_t, field, config)
     limit = float(np.log(config.max_gain))
     return np.clip(field, -limit, limit).astype(np.float32)
+
+
+def side_light(
+    swapped: Float32,
+    swapped_valid: npt.NDArray[np.bool_],
+    target: Float32,
+    target_valid: npt.NDArray[np.bool_],
+    field: Float32,
+    config: GuidedConfig,
+) -> Float32:
+    """What is still missing, after `field`, to light the face from the target's side: (side, side, 3) of log light.
+
+    A shadow that falls on one side of a face is light; what is dark on both sides (beard, eye sockets) belongs to the person. So only
+    the part of the difference that changes sign when mirrored about the face's middle is taken, smoothed.
+    """
+    both = (swapped_valid & target_valid).astype(np.float32)
+    own, theirs = np.log(np.maximum(swapped, _DARKEST)) + field, np.log(np.maximum(target, _DARKEST))
+    stacked = np.asarray(np.concatenate([(theirs - own) * both[..., None], both[..., None]], axis=2), np.float32)
+    blurred = np.asarray(cv2.GaussianBlur(stacked, (0, 0), config.side_smooth * config.side), np.float32)
+    middle = 2 * np.average(np.arange(config.side), weights=both.sum(axis=0) + 1e-6)  # column + mirrored column
+    mirror = np.array([[-1, 0, middle], [0, 1, 0]], np.float32)
+    mirrored = np.asarray(cv2.warpAffine(blurred, mirror, (config.side, config.side), flags=cv2.INTER_LINEAR), np.float32)
+    weight, weight_mirrored = blurred[..., 3:], mirrored[..., 3:]
+    odd = 0.5 * (blurred[..., :3] / (weight + 0.02) - mirrored[..., :3] / (weight_mirrored + 0.02))
+    odd *= np.clip(2 * np.minimum(weight, weight_mirrored), 0, 1)
+    light = odd.mean(axis=2, keepdims=True)
+    hue = np.clip(odd - light, -config.hue_limit, config.hue_limit)
+    return np.asarray(np.clip(light, -config.side_limit, config.side_limit) + hue, np.float32)
 
 
 def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
@@ -180,7 +211,8 @@ def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
     change = np.asarray(cv2.resize(field, (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC), np.float32)[box]
     target_mouth = inputs["target_face"][inputs["target_regions"] == Region.MOUTH]
     change = _spare_white(change, swapped[box], inputs["swapped_regions"][box], target_mouth, 0.002 * max(mask.shape), config)
-    changed = _apply(swapped[box], change, skin[box], config)
+    level = cv2.resize(light_level(swapped, skin, config.side), (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC)[box]
+    changed = _apply(swapped[box], change, np.asarray(level, np.float32), config)
     recolored[box] = np.where(mask[box][..., None], changed, swapped[box])
     return {"recolored": recolored}
 
@@ -207,12 +239,27 @@ def _teeth_change(swapped: UInt8, target: UInt8) -> float | None:
     return float(np.log(max(theirs, _DARKEST) / max(own, _DARKEST)))
 
 
-def _apply(image: UInt8, change: Float32, skin: npt.NDArray[np.bool_], config: GuidedConfig) -> UInt8:
-    """Apply a change of log light; dark features are spared part of a brightening, highlights are compressed instead of clipped."""
+def light_level(image: UInt8, skin: npt.NDArray[np.bool_], side: int) -> Float32:
+    """Luminance of bare skin that the face's own light gives each place, (side, side): darker on the side turned from the lamp."""
+    colour, valid = _shrink(image, skin, side)
+    if valid.sum() < _MIN_PIXELS:
+        return np.full((side, side), 0.3, np.float32)
+    centres = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / side
+    grid = np.asarray(np.stack(np.meshgrid(centres, centres), axis=-1), np.float32)
+    bright = np.log(np.maximum(colour[valid] @ _LUMINANCE, _DARKEST))[:, None]
+    coefficients = _fit(_basis(grid[valid]), bright, _trust(_standardise(bright[:, 0])))
+    at = grid[valid]
+    clipped = np.asarray(np.clip(grid.reshape(-1, 2), at.min(axis=0), at.max(axis=0)), np.float32)
+    field = (_basis(clipped) @ coefficients).reshape(side, side)
+    return np.exp(np.clip(field, bright.min(), bright.max())).astype(np.float32)
+
+
+def _apply(image: UInt8, change: Float32, level: Float32, config: GuidedConfig) -> UInt8:
+    """Apply a change of log light; features darker than the skin around them are spared part of a brightening, highlights are
+    compressed instead of clipped."""
     linear = _to_linear()[image]
     luminance = linear @ _LUMINANCE
-    level = float(np.median(luminance[skin])) if skin.any() else 0.3
-    dark = 1 - np.clip((luminance / max(level, _DARKEST) - 0.1) / 0.5, 0, 1)  # 1: a tenth of the skin's light, 0: above six tenths
+    dark = 1 - np.clip((luminance / np.maximum(level, _DARKEST) - 0.1) / 0.5, 0, 1)  # 1: a tenth of the skin's light, 0: above six tenths
     share = 1 - config.keep_dark * dark
     change = np.where(change > 0, change * share[..., None], change)
     bright = linear * np.exp(change)

@@ -52,7 +52,7 @@ class MeshConfig:
     max_eye_opening: float = 1.35  # times the source's: beyond it the iris is drawn out
     borrow_mouth: float = 0.5  # source's opening / driven opening: below it the inner mouth is the target's
     max_gaze: float = 0.4  # half widths of the eye
-    mouth_shade: float = 0.4  # how much darker the teeth get while the lips close over them
+    mouth_shade: float = 0.55  # how much darker the teeth get while the lips close over them
     hidden_detail: float = 30.0  # grey levels: how much detail what is not seen in the source may have
     hidden: tuple[float, float] = (0.05, 0.3)  # cosine of normal and view in the source: unusable below, trusted above
 
@@ -472,23 +472,27 @@ def _draw_mouth(
 ) -> tuple[Float32, Bool]:
     """Fill the driven lips' opening: the source's teeth where its mouth is open enough, else the target's."""
     mask = np.asarray((ids >= 0) & _inside_mouth(triangles)[ids], np.bool_)
+    if not mask.any():
+        return pixels, own
+    box = _window(mask, 4)
+    mask = np.asarray(mask[box], np.bool_)
+    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5)
     width = _width(driven[:, :2], _LIP_CORNERS)
-    needed = _opening(driven)
-    if needed < 0.02 * width or not mask.any():  # closed: the lips' own seam is best
+    needed, closing = _opening(driven), _closing(source, driven)
+    opened = min(max(needed / (0.02 * width) - 1, 0.0), 1.0)  # 0: closed, the lips' own seam is best, darkened where teeth were
+    pixels[box] *= 1 - (config.mouth_shade * closing * (1 - opened) * np.minimum(2.5 * soft, 1))[..., None]
+    if opened == 0:
         return pixels, own
     size = width / _width(source[:, :2], _LIP_CORNERS)
-    closing = _closing(source, driven)
     borrow = _opening(source) * size < config.borrow_mouth * needed
     onto = (target if borrow else source).copy()
     if closing > 0:  # closing lips cover the teeth; they do not squash them
         up, low = list(_UPPER_LIP), list(_LOWER_LIP)
         onto[low, :2] = onto[up, :2] + (driven[low, :2] - driven[up, :2]) / size
-    box = _window(mask, 4)
-    mask = np.asarray(mask[box], np.bool_)
     xy = here[box].copy()
     xy[mask] = _evaluate(_affine(onto[:, :2], driven, triangles), ids[box], mask, here[box])
     inside = _sample(target_face if borrow else source_face, xy) * np.float32(1 - config.mouth_shade * closing)
-    feather = np.clip(2 * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5) - 0.6, 0, 1) * mask * min(needed / (0.02 * width) - 1, 1.0)
+    feather = np.clip(2 * soft - 0.6, 0, 1) * mask * opened
     pixels[box] += feather[..., None] * (inside - pixels[box])
     if borrow:
         own[box] &= ~mask

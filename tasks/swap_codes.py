@@ -103,3 +103,5 @@ STAGE = Stage(
     weights=lambda config: tuple(f"mobile_stylegan_{part}_{kind}" for part in ("mapping", "synthesis") for kind in ("xml", "bin")),
     libraries=("numpy", "opencv-python-headless", "torch"),
 )
+
+BACKENDS = {"codes": STAGE}
