@@ -325,7 +325,7 @@ WEIGHTS: dict[str, Weight] = {
         Weight(
             name="expression_basis",
             file="expression_basis.npz",
-            sha256="bab8ea49074ddd252a25874a68fa7e4da15c7c3aae0c4707d641f93d2fb212bd",
+            sha256="6775a8a83f2c2dfe8eb9e91e007c9256e32a59c00821cdc131069d9329298394",
             size=146280,
             licence="MIT, as this project",
             origin="this project: learnt from generated people by `benchmarks/train_expression.py`",

@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        print(f"e4s: {error.filename or 'the disk'}: {error.strerror}; make room or change the rights, then repeat the command", file=sys.stderr)
+        print(
+            f"e4s: {error.filename or 'the disk'}: {error.strerror}; make room or change the rights, then repeat the command",
+            file=sys.stderr,
+        )
         return 1
 
 

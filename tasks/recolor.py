@@ -175,7 +175,7 @@ def side_light(
     """What is still missing, after `field`, to light the face from the target's side: (side, side, 3) of log light.
 
     A shadow that falls on one side of a face is light; what is dark on both sides (beard, eye sockets) belongs to the person. So only
-    the part of the difference that changes sign when mirrored about the face's middle is taken, smoothed.
+    what a place lacks more than its mirror place about the face's middle is taken, smoothed.
     """
     both = (swapped_valid & target_valid).astype(np.float32)
     own, theirs = np.log(np.maximum(swapped, _DARKEST)) + field, np.log(np.maximum(target, _DARKEST))
@@ -185,11 +185,11 @@ def side_light(
     mirror = np.array([[-1, 0, middle], [0, 1, 0]], np.float32)
     mirrored = np.asarray(cv2.warpAffine(blurred, mirror, (config.side, config.side), flags=cv2.INTER_LINEAR), np.float32)
     weight, weight_mirrored = blurred[..., 3:], mirrored[..., 3:]
-    odd = 0.5 * (blurred[..., :3] / (weight + 0.02) - mirrored[..., :3] / (weight_mirrored + 0.02))
-    odd *= np.clip(2 * np.minimum(weight, weight_mirrored), 0, 1)
+    odd = blurred[..., :3] / (weight + 0.02) - mirrored[..., :3] / (weight_mirrored + 0.02)
     light = odd.mean(axis=2, keepdims=True)
-    hue = np.clip(odd - light, -config.hue_limit, config.hue_limit)
-    return np.asarray(np.clip(light, -config.side_limit, config.side_limit) + hue, np.float32)
+    # The lit side was matched to the target already: only the other one is brought up to it.
+    odd = odd * np.clip(light / 0.1, 0, 1) * np.clip(2 * np.minimum(weight, weight_mirrored), 0, 1)
+    return np.asarray(np.clip(odd, -config.side_limit, config.side_limit), np.float32)
 
 
 def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
@@ -211,8 +211,9 @@ def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
     change = np.asarray(cv2.resize(field, (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC), np.float32)[box]
     target_mouth = inputs["target_face"][inputs["target_regions"] == Region.MOUTH]
     change = _spare_white(change, swapped[box], inputs["swapped_regions"][box], target_mouth, 0.002 * max(mask.shape), config)
+    contrast = skin_contrast(swapped, skin, inputs["target_face"], target_skin, config)
     level = cv2.resize(light_level(swapped, skin, config.side), (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC)[box]
-    changed = _apply(swapped[box], change, np.asarray(level, np.float32), config)
+    changed = _apply(swapped[box], change, np.asarray(level, np.float32), contrast, config)
     recolored[box] = np.where(mask[box][..., None], changed, swapped[box])
     return {"recolored": recolored}
 
@@ -239,6 +240,20 @@ def _teeth_change(swapped: UInt8, target: UInt8) -> float | None:
     return float(np.log(max(theirs, _DARKEST) / max(own, _DARKEST)))
 
 
+def skin_contrast(
+    swapped: UInt8, swapped_skin: npt.NDArray[np.bool_], target: UInt8, target_skin: npt.NDArray[np.bool_], config: GuidedConfig
+) -> float:
+    """Contrast of the target's skin over that of the swapped face's, at most 1: a face from hard light is calmed for soft light."""
+    spreads = []
+    for image, skin in ((swapped, swapped_skin), (target, target_skin)):
+        colour, valid = _shrink(image, skin, config.side)
+        if valid.sum() < _MIN_PIXELS:
+            return 1.0
+        level = light_level(image, skin, config.side)[valid]
+        spreads.append(_spread(np.log(np.maximum(colour[valid] @ _LUMINANCE, _DARKEST) / level)))
+    return float(np.clip(spreads[1] / spreads[0], config.least_contrast, 1))
+
+
 def light_level(image: UInt8, skin: npt.NDArray[np.bool_], side: int) -> Float32:
     """Luminance of bare skin that the face's own light gives each place, (side, side): darker on the side turned from the lamp."""
     colour, valid = _shrink(image, skin, side)
@@ -251,14 +266,16 @@ def light_level(image: UInt8, skin: npt.NDArray[np.bool_], side: int) -> Float32
     at = grid[valid]
     clipped = np.asarray(np.clip(grid.reshape(-1, 2), at.min(axis=0), at.max(axis=0)), np.float32)
     field = (_basis(clipped) @ coefficients).reshape(side, side)
-    return np.exp(np.clip(field, bright.min(), bright.max())).astype(np.float32)
+    return np.asarray(np.exp(np.clip(field, bright.min(), bright.max())), np.float32)
 
 
-def _apply(image: UInt8, change: Float32, level: Float32, config: GuidedConfig) -> UInt8:
+def _apply(image: UInt8, change: Float32, level: Float32, contrast: float, config: GuidedConfig) -> UInt8:
     """Apply a change of log light; features darker than the skin around them are spared part of a brightening, highlights are
     compressed instead of clipped."""
     linear = _to_linear()[image]
     luminance = linear @ _LUMINANCE
+    relief = np.clip(np.log(np.maximum(luminance, _DARKEST) / np.maximum(level, _DARKEST)), -1.5, 1.5)
+    change = change + (contrast - 1) * relief[..., None]
     dark = 1 - np.clip((luminance / np.maximum(level, _DARKEST) - 0.1) / 0.5, 0, 1)  # 1: a tenth of the skin's light, 0: above six tenths
     share = 1 - config.keep_dark * dark
     change = np.where(change > 0, change * share[..., None], change)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import shutil
 import struct
+import urllib.request
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,10 +17,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main
+from flows.server import prefect_api
 from storage.run import RunFolder
 from storage.store import Store
 
 Text = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server that runs already, as a user's would: every command here uses it through PREFECT_API_URL."""
+    folder = tmp_path_factory.mktemp("prefect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(folder))
+        with prefect_api(folder / "prefect.log") as url:
+            yield url
 
 
 def write_csv(path: Path, rows: list[tuple[object, ...]]) -> str:
@@ -185,6 +199,24 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert [row.status for row in RunFolder(run).read_rows()] == ["done"] * 3
 
 
+def test_the_running_server_has_seen_the_flows(running_server: str, people_folder: Path, tmp_path: Path) -> None:
+    def runs() -> list[dict[str, str]]:
+        ask = urllib.request.Request(f"{running_server}/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
+        with urllib.request.urlopen(ask) as answer:
+            return list(json.load(answer))
+
+    before = len(runs())
+    assert pairs(str(people_folder), tmp_path / "run") == 0
+    assert len(runs()) == before + 1
+    assert runs()[-1]["state_type"] == "COMPLETED"
+
+
+def test_a_server_that_does_not_answer(people_folder: Path, tmp_path: Path, capsys: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert pairs(str(people_folder), tmp_path / "run") == 1
+    fails_with(capsys, "http://127.0.0.1:9/api does not answer", "PREFECT_API_URL")
+
+
 def test_swap_one_face(people: list[Path], tmp_path: Path, capsys: Text) -> None:
     output = tmp_path / "out.png"
     arguments = ["swap", str(people[0]), str(people[1]), "-o", str(output), "--profile", "fast", "--device", "cpu"]
@@ -204,7 +236,7 @@ def test_status_report_cache_doctor_and_models(people_folder: Path, tmp_path: Pa
     assert main(["report", str(run)]) == 0
     page = (run / "report/index.html").read_text()
     assert page.count("<img") >= 3 * 10
-    assert "src=\"data:image/jpeg;base64," in page
+    assert 'src="data:image/jpeg;base64,' in page
     assert "http" not in page.replace("http-equiv", "")  # self-contained
     assert main(["cache", "list", str(run)]) == 0
     assert main(["cache", "verify", str(run / "store")]) == 0

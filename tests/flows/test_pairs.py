@@ -172,7 +172,9 @@ def test_a_stage_alone_runs_on_stored_inputs(finished: tuple[Path, Summary], tmp
     stored = {artifact.stage: artifact for artifact in Store(str(run / "store")).all()}
     assert "blend" in stored
     alone = (tmp_path / "blend.blended.png").read_bytes()
-    assert any((run / "store" / a.payloads["blended"].file).read_bytes() == alone for a in Store(str(run / "store")).all() if a.stage == "blend")
+    assert any(
+        (run / "store" / a.payloads["blended"].file).read_bytes() == alone for a in Store(str(run / "store")).all() if a.stage == "blend"
+    )
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(finished: tuple[Path, Summary], people_folder: Path, tmp_path: Path) -> None:
