@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from typing import Protocol
 
@@ -24,6 +25,7 @@ class Progress(Protocol):
 
     def begin(self, plan: Plan) -> None: ...
     def stage(self, chunk: int, node: str) -> None: ...
+    def within(self, items: float) -> None: ...
     def advance(self, rows: list[Row]) -> None: ...
     def end(self) -> None: ...
 
@@ -79,6 +81,7 @@ def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[
         for job, following in zip_longest(chunks, chunks[1:]):
             if following:
                 worker.prefetch(following)
+            worker.notify = partial(_within, progress, len(job.items))
             job = replace(job, known={**job.known, **{key: shared[key] for key in job.shared if key in shared}})
             result = run_chunk(worker, job, _announced(progress, job, call))
             shared |= {artifact.key: artifact for artifact in result.artifacts if artifact.key in job.shared}
@@ -99,6 +102,10 @@ def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[
     summary.done, summary.failed, summary.left = count("done"), count("failed"), count("left")
     folder.append_log("end", done=summary.done, failed=summary.failed, left=summary.left)
     return summary
+
+
+def _within(progress: Progress, items: int, share: float) -> None:
+    progress.within(items * share)
 
 
 def _announced(progress: Progress, job: ChunkJob, call: Callable[[int, str, Callable[[], None]], None]) -> Call:

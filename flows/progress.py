@@ -6,7 +6,7 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from flows.plan import Plan
 from storage.run import Row
@@ -34,33 +34,45 @@ class _Rate:
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.failed, self.began = total, 0, 0, time.monotonic()
+        self.within = 0.0  # items' worth of work done in the running chunk
 
     def add(self, rows: list[Row]) -> None:
         self.done += len(rows)
         self.failed += sum(row.status == "failed" for row in rows)
+        self.within = 0.0
 
     def __str__(self) -> str:
-        if not self.done:
+        done = self.done + self.within
+        if not done:
             return ""
-        per_item = (time.monotonic() - self.began) / self.done
+        per_item = (time.monotonic() - self.began) / done
         failed = f", {self.failed} failed" if self.failed else ""
-        return f"{60 / per_item:.1f} pairs/min, {duration(per_item * (self.total - self.done))} left{failed}"
+        return f"{60 / per_item:.1f} pairs/min, {duration(per_item * (self.total - done))} left{failed}"
 
 
 class Lines:
-    """For logs: one line per chunk on stderr."""
+    """For logs: a line on stderr per chunk, and every 30 s within one."""
 
     def begin(self, plan: Plan) -> None:
         self.rate = _Rate(len(plan.todo))
-        self.plan = plan
+        self.node, self.printed = "", time.monotonic()
         print(opening(plan), file=sys.stderr, flush=True)
 
     def stage(self, chunk: int, node: str) -> None:
-        pass
+        self.node = node
+
+    def within(self, items: float) -> None:
+        self.rate.within = items
+        if time.monotonic() - self.printed > 30:
+            self._print(f" ({self.node})")
 
     def advance(self, rows: list[Row]) -> None:
         self.rate.add(rows)
-        print(f"{self.rate.done} of {self.rate.total} pairs, {self.rate}", file=sys.stderr, flush=True)
+        self._print("")
+
+    def _print(self, note: str) -> None:
+        self.printed = time.monotonic()
+        print(f"{self.rate.done} of {self.rate.total} pairs, {self.rate}{note}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         pass
@@ -76,21 +88,24 @@ class Bar:
         self.bar = Progress(
             TextColumn("{task.description:<14}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[done]} of {task.total} pairs"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[rate]}"),
             console=console,
         )
-        self.stages = max(len(plan.graph.nodes), 1)
-        self.task: TaskID = self.bar.add_task("", total=len(plan.todo), rate="")
+        self.task: TaskID = self.bar.add_task("", total=len(plan.todo), rate="", done=0)
         self.bar.start()
 
     def stage(self, chunk: int, node: str) -> None:
         self.bar.update(self.task, description=node)
 
+    def within(self, items: float) -> None:
+        self.rate.within = items
+        self.bar.update(self.task, completed=self.rate.done + items, rate=str(self.rate))
+
     def advance(self, rows: list[Row]) -> None:
         self.rate.add(rows)
-        self.bar.update(self.task, completed=self.rate.done, rate=str(self.rate))
+        self.bar.update(self.task, completed=self.rate.done, done=self.rate.done, rate=str(self.rate))
 
     def end(self) -> None:
         if hasattr(self, "bar"):

@@ -54,6 +54,7 @@ class MeshConfig:
     max_gaze: float = 0.4  # half widths of the eye
     mouth_shade: float = 0.55  # how much darker the teeth get while the lips close over them
     hidden_detail: float = 30.0  # grey levels: how much detail what is not seen in the source may have
+    rim: tuple[float, float] = (0.015, 0.06)  # face widths from the mesh's outline in the source: unusable below, trusted above
     hidden: tuple[float, float] = (0.05, 0.3)  # cosine of normal and view in the source: unusable below, trusted above
 
 
@@ -216,8 +217,10 @@ def _fill_coarsely(values: Float32, weight: Float32) -> Float32:
     return np.asarray(cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def _confidence(points: Float32, triangles: Int32, side: tuple[int, int], hidden: tuple[float, float]) -> Float32:
-    """How well each vertex is seen in its picture: 0 turned away or covered, 1 seen from the front; (468,)."""
+def _view(points: Float32, triangles: Int32, side: tuple[int, int], config: MeshConfig) -> tuple[Float32, Float32, Float32]:
+    """How each vertex is seen in its picture, three times (468,): cosine of normal and view; confidence, 0 turned away or covered,
+    1 seen from the front; and 0 at the face's outline to 1 well inside."""
+    hidden, rim = config.hidden, config.rim
     corners = points[triangles]
     normals = _FRONT * np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # (T, 3), towards +z where front-facing
     summed = np.zeros((NUM_VERTICES, 3))
@@ -235,7 +238,21 @@ def _confidence(points: Float32, triangles: Int32, side: tuple[int, int], hidden
     tolerance = 0.03 * float(np.ptp(points[:NUM_VERTICES, 0]))
     covered = np.clip(behind / tolerance - 1, 0, 1)
     covered[~np.isfinite(covered)] = 0
-    return np.asarray(ramp * ramp * (3 - 2 * ramp) * (1 - covered), np.float32)
+    # The mesh's outline misses the face's by some pixels: close to it, the picture may show what lies behind the face.
+    inside = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)[y, x] / float(np.ptp(points[:NUM_VERTICES, 0]))
+    inner = np.clip((inside - rim[0]) / (rim[1] - rim[0]), 0, 1)
+    return cosine.astype(np.float32), np.asarray(ramp * ramp * (3 - 2 * ramp) * (1 - covered), np.float32), np.asarray(inner, np.float32)
+
+
+def _seen_and_revealed(source: tuple[Float32, Float32, Float32], driven: tuple[Float32, Float32, Float32]) -> tuple[Float32, Float32]:
+    """From the views of source and driven face: how far each vertex is seen in the source, and how far it comes into view anew.
+
+    At the outline the source counts as unseen. On a side that turns into view this is mended; on one that does not, the outline
+    stays as it is.
+    """
+    turned = np.clip((driven[0] - source[0] - 0.05) / 0.2, 0, 1)
+    seen = source[1] * source[2]
+    return seen, np.clip(driven[1] * (driven[2] + turned * (1 - driven[2])) - seen, 0, 1)
 
 
 def _outline(points: Float32, ids: Int32) -> tuple[Float32, Float32]:
@@ -402,8 +419,8 @@ def draw(
         return np.asarray(np.where(face[..., None], here + move + change, around[box]), np.float32)
 
     pixels = _sample(source_face, carry(_tuck_lips(source, driven)))
-    seen = _confidence(source, triangles, source_face.shape[:2], config.hidden)
-    revealed = np.clip(_confidence(driven, triangles, side, config.hidden) - seen, 0, 1)
+    views = _view(source, triangles, source_face.shape[:2], config), _view(driven, triangles, side, config)
+    seen, revealed = _seen_and_revealed(*views)
     shares = np.column_stack([revealed, revealed * seen[geometry.mirror[:NUM_VERTICES]], seen]).astype(np.float32)
     share = np.zeros((*ids.shape, 3), np.float32)
     share[face] = _evaluate(_affine(shares, driven, triangles), ids, face, here)

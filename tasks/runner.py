@@ -91,6 +91,7 @@ class Worker:
     graph: Graph
     store: Store
     keep: Keep = "all"
+    notify: Callable[[float], None] = lambda share: None  # told which share of the running chunk's work is done
     loaded: dict[str, Loaded] = field(default_factory=dict)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "e4s-io"))
     publisher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "e4s-publish"))
@@ -162,6 +163,7 @@ class _ChunkRun:
         self.values: dict[Ref, Any] = {}
         self.failed: dict[str, tuple[str, str]] = {}  # key -> (stage, reason)
         self.damaged: Damaged | None = None
+        self.total = 0  # works to do, those done included
         self.spent: dict[str, float] = defaultdict(float)  # key -> seconds
         self.pending: list[Future[list[Artifact]]] = []
         self.result = ChunkResult([], [], defaultdict(int), defaultdict(float), [])
@@ -175,6 +177,7 @@ class _ChunkRun:
             self._adopt_failures()
             have = self.known.keys() | self.failed.keys() | {key for key, _ in self.values}
             todo = needed(self.works, self.finals, have)
+            self.total = sum(self.result.computed.values()) + len(todo)
             try:
                 self._pass_over(todo, call)
                 self._settle()
@@ -230,6 +233,7 @@ class _ChunkRun:
                 self.spent[work.key] = seconds / len(batch)
                 finished += self._take(node, work, output)
             self.worker.trim()
+            self.worker.notify(sum(self.result.computed.values()) / max(self.total, 1))
             fault_point("mid-stage")
         if finished:
             self._publish(finished)
