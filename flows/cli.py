@@ -146,6 +146,7 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", choices=("all", "resume", "final"), default="all", help="which intermediates are stored")
     parser.add_argument("--store", default="", help="artifact store, a folder or URL (default: RUN/store); share one between runs")
     parser.add_argument("--chunk", type=int, default=16, help="pairs per chunk")
+    parser.add_argument("--workers", type=int, default=0, help="pairs that a stage works on at once where it can (default: one per core)")
     parser.add_argument("--face", type=int, default=0, help="which face of the target picture, 0 = largest")
     parser.add_argument("--source-face", type=int, default=0, help="which face of the source picture, 0 = largest")
     parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
@@ -171,7 +172,6 @@ def _swap(arguments: argparse.Namespace) -> int:
         plan = make_plan(request)
         try:
             if plan.todo:
-                _require_weights(plan.graph.weights())
                 execute(plan, terminal_progress())
             row = next(iter(plan.rows.values()))
             if row.status == "done":
@@ -208,20 +208,15 @@ def _request(arguments: argparse.Namespace, manifest: str, run: str, keep: Keep)
         keep=keep,
         store=arguments.store,
         chunk=arguments.chunk,
+        workers=arguments.workers,
         source_face=arguments.source_face,
         target_face=arguments.face,
         max_pixels=arguments.max_pixels,
     )
 
 
-def _require_weights(names: Sequence[str]) -> None:
-    from e4s_models.weights import weight_path
-
-    for name in names:
-        weight_path(name)
-
-
 def _pairs(arguments: argparse.Namespace) -> int:
+    from flows.engine import require_weights
     from flows.plan import make_plan
     from flows.progress import opening, terminal_progress
     from flows.server import prefect_api
@@ -229,7 +224,7 @@ def _pairs(arguments: argparse.Namespace) -> int:
     plan = make_plan(_request(arguments, arguments.manifest, arguments.run, arguments.keep))
     try:
         if plan.todo:
-            _require_weights(plan.graph.weights())
+            require_weights(plan)
             with prefect_api(plan.folder.path / "prefect.log"):
                 from flows.pairs import run_planned
 
@@ -253,9 +248,6 @@ def _pairs(arguments: argparse.Namespace) -> int:
 def _synth(arguments: argparse.Namespace) -> int:
     from flows.synth import make_clip, make_people
 
-    _require_weights(
-        ["mobile_stylegan_synthesis_xml", "mobile_stylegan_synthesis_bin", "mobile_stylegan_mapping_xml", "mobile_stylegan_mapping_bin"]
-    )
     try:
         if arguments.clip:
             make_clip(arguments.seed, arguments.out, seconds=arguments.seconds, truncation=arguments.truncation)

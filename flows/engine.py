@@ -10,6 +10,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Protocol
 
+from e4s_models.weights import weight_path
 from flows.plan import Plan, describe, export
 from storage.faults import fault_point
 from storage.run import Row
@@ -60,18 +61,26 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def require_weights(plan: Plan) -> None:
+    """Check that the weights of the plan's stages are here and whole. Raises WeightsError."""
+    for name in plan.graph.weights() if plan.todo else ():
+        weight_path(name)
+
+
 def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[], None]], None] = direct_call) -> Summary:
     """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
 
-    `call(chunk, node, work)` runs one stage on one chunk. Raises DiskFull and KeyboardInterrupt after the manifest was written.
+    `call(chunk, node, work)` runs one stage on one chunk. Raises WeightsError before anything is done, DiskFull and KeyboardInterrupt
+    after the manifest was written.
     """
+    require_weights(plan)
     summary = Summary(0, 0, 0)
     folder = plan.folder
     folder.write_settings(describe(plan))
     folder.write_rows(plan.rows.values())
     if plan.todo:
         use_threads(cpu_threads())
-    worker = Worker(plan.graph, plan.store, plan.request.keep)
+    worker = Worker(plan.graph, plan.store, plan.request.keep, plan.request.workers or cpu_threads())
     progress.begin(plan)
     folder.append_log("begin", items=len(plan.rows), todo=len(plan.todo), planning_seconds=round(plan.seconds, 3))
     written, crashes = time.monotonic(), 0

@@ -26,6 +26,7 @@ def pairs(
     keep: Keep = "all",
     store: str = "",
     chunk: int = 16,
+    workers: int = 0,
 ) -> Summary:
     """Swap every pair of a manifest; what is done is not done again. Parameters as `e4s pairs --help` explains them."""
     if run in _planned:
@@ -41,12 +42,24 @@ def pairs(
             keep=keep,
             store=store,
             chunk=chunk,
+            workers=workers,
         )
         plan, progress = make_plan(request), Lines()
     try:
-        return execute(plan, progress, stage_task)
+        summary = execute(plan, progress, stage_task)
     finally:
         plan.close()
+    if summary.crash:
+        raise StageCrash(summary)
+    return summary
+
+
+class StageCrash(Exception):
+    """A program error stopped chunks: the flow run counts as failed."""
+
+    def __init__(self, summary: Summary) -> None:
+        super().__init__(summary.crash)
+        self.summary = summary
 
 
 def stage_task(chunk: int, node: str, work: Callable[[], None]) -> None:
@@ -63,14 +76,18 @@ def run_planned(plan: Plan, progress: Progress) -> Summary:
     """Run the flow on a plan that was made already; `PREFECT_API_URL` must point at a server."""
     request = plan.request
     _planned[request.run] = (plan, progress)
-    return pairs(
-        request.manifest,
-        request.run,
-        request.profile,
-        list(request.stages),
-        list(request.changes),
-        request.device,
-        request.keep,
-        request.store,
-        request.chunk,
-    )
+    try:
+        return pairs(
+            request.manifest,
+            request.run,
+            request.profile,
+            list(request.stages),
+            list(request.changes),
+            request.device,
+            request.keep,
+            request.store,
+            request.chunk,
+            request.workers,
+        )
+    except StageCrash as crash:
+        return crash.summary

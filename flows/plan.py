@@ -25,6 +25,8 @@ from tasks.graph import Graph, Image, Item, Node, Ref, UsageError
 from tasks.runner import ChunkJob, Keep, cpu_threads
 from tasks.stage import ItemError
 
+_TARGET = {"target_face": "target.align.face", "target_regions": "target.parse.regions"}
+
 PAIR_NODES: tuple[Node, ...] = (
     Node("align", "align", "image", {"image": "image", "face_index": "face_index"}, checkpoint=True),
     Node("mesh", "mesh", "image", {"face": "align.face"}, checkpoint=True),
@@ -54,8 +56,7 @@ PAIR_NODES: tuple[Node, ...] = (
             "source_codes": "source.encode.codes",
             "target_codes": "target.encode.codes",
             "target_crop_to_frame": "target.align.crop_to_frame",
-            "target_face": "target.align.face",
-            "target_regions": "target.parse.regions",
+            **_TARGET,
         },
     ),
     Node(
@@ -66,8 +67,7 @@ PAIR_NODES: tuple[Node, ...] = (
             "swapped": "swap.swapped",
             "swapped_regions": "swap.swapped_regions",
             "mask": "swap.mask",
-            "target_face": "target.align.face",
-            "target_regions": "target.parse.regions",
+            **_TARGET,
         },
     ),
     Node("enhance", "enhance", "pair", {"face": "recolor.recolored"}),
@@ -80,8 +80,7 @@ PAIR_NODES: tuple[Node, ...] = (
             "hole": "swap.hole",
             "mask": "swap.mask",
             "swapped_regions": "swap.swapped_regions",
-            "target_face": "target.align.face",
-            "target_regions": "target.parse.regions",
+            **_TARGET,
         },
     ),
     Node(
@@ -93,8 +92,7 @@ PAIR_NODES: tuple[Node, ...] = (
             "hole": "swap.hole",
             "mask": "swap.mask",
             "swapped_regions": "swap.swapped_regions",
-            "target_face": "target.align.face",
-            "target_regions": "target.parse.regions",
+            **_TARGET,
         },
     ),
     Node(
@@ -123,6 +121,7 @@ class Request:
     keep: Keep = "all"
     store: str = ""  # default: the folder `store` inside the run folder
     chunk: int = 16  # items
+    workers: int = 0  # items that a thread-safe stage works on at once; 0: one per core
     source_face: int = 0
     target_face: int = 0
     max_pixels: int = MAX_PIXELS
@@ -186,6 +185,8 @@ def make_plan(request: Request) -> Plan:
     began = time.perf_counter()
     if request.chunk < 1:
         raise UsageError(f"--chunk must be at least 1, got {request.chunk}")
+    if request.workers < 0:
+        raise UsageError(f"--workers must be at least 0, got {request.workers}")
     pairs = read_pairs(request.manifest, source_face=request.source_face, target_face=request.target_face)
     settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device))
     graph = Graph(PAIR_NODES, PAIR_RESULT, settings)

@@ -91,10 +91,14 @@ class Worker:
     graph: Graph
     store: Store
     keep: Keep = "all"
+    at_once: int = 1  # items that a stage works on at the same time, where it allows that
     notify: Callable[[float], None] = lambda share: None  # told which share of the running chunk's work is done
     loaded: dict[str, Loaded] = field(default_factory=dict)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "e4s-io"))
     publisher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "e4s-publish"))
+
+    def __post_init__(self) -> None:
+        self.items = ThreadPoolExecutor(self.at_once, "e4s-item")
 
     def prefetch(self, job: ChunkJob) -> None:
         """Start decoding the pictures that a coming chunk will read, as far as 100 million pixels go."""
@@ -130,6 +134,7 @@ class Worker:
 
     def close(self) -> None:
         self.threads.shutdown(cancel_futures=True)
+        self.items.shutdown(cancel_futures=True)
         self.publisher.shutdown()
 
 
@@ -215,7 +220,8 @@ class _ChunkRun:
             else:
                 ready.append(work)
         model = self.worker.model(node) if ready else None
-        batch_size = stage.cost.gpu_batch if self.graph.device(node) != "cpu" else 1
+        on_gpu = self.graph.device(node) != "cpu"
+        batch_size = stage.cost.gpu_batch if on_gpu else self.worker.at_once if stage.cost.threads else 1
         finished: list[Finished] = []
         for start in range(0, len(ready), batch_size):
             batch = ready[start : start + batch_size]
@@ -225,7 +231,10 @@ class _ChunkRun:
                 self.damaged = damaged
                 break
             began = time.perf_counter()
-            outputs = self._run_batch(node, model, config, inputs)
+            if len(inputs) > 1 and not on_gpu:
+                outputs = list(self.worker.items.map(lambda one: stage.run(model, config, [one])[0], inputs))
+            else:
+                outputs = list(self._run_batch(node, model, config, inputs))
             seconds = time.perf_counter() - began
             self.result.seconds[node] += seconds
             self.result.computed[node] += len(batch)

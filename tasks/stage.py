@@ -33,7 +33,7 @@ class Cost:
     """How a stage uses the machine."""
 
     gpu_batch: int = 1  # items per call on a GPU; on CPU a stage always gets one item at a time
-    threads: bool = False  # run() may be called from several threads at once (no torch, no interpreter state)
+    threads: bool = False  # run() may work on several items at once, a thread each (no torch, no interpreter state)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,10 @@ def generate(generator: MobileStyleGAN, codes: Array, regions: UInt8) -> UInt8:
     import torch
 
     with torch.inference_mode():
-        rgb = generator.synthesize(torch.from_numpy(codes.astype(np.float32))[None], torch.from_numpy(regions)[None])[0]
-        return rgb.permute(1, 2, 0).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
+        device = generator.mean_w.device
+        codes_on, regions_on = torch.from_numpy(codes.astype(np.float32)).to(device), torch.from_numpy(regions).to(device)
+        rgb = generator.synthesize(codes_on[None], regions_on[None])[0]
+        return rgb.permute(1, 2, 0).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).contiguous().cpu().numpy()
 
 
 def regions_in_picture(regions: UInt8, crop_to_frame: Matrix) -> UInt8:
@@ -102,6 +104,7 @@ STAGE = Stage(
     writes={"swapped": "image", "swapped_regions": "labels", "hole": "labels", "mask": "labels"},
     weights=lambda config: tuple(f"mobile_stylegan_{part}_{kind}" for part in ("mapping", "synthesis") for kind in ("xml", "bin")),
     libraries=("numpy", "opencv-python-headless", "torch"),
+    device="any",
 )
 
 BACKENDS = {"codes": STAGE}

@@ -1,0 +1,87 @@
+"""Graph and keys: what decides an artifact's name, and which work a missing result needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from flows.plan import PAIR_NODES, PAIR_RESULT
+from flows.profiles import make_settings
+from tasks.graph import Graph, Image, Item, Settings, UsageError, needed
+
+SOURCE, TARGET = Image("a.png", "a" * 64), Image("b.png", "b" * 64)
+ITEM = Item("pair", {"source": SOURCE, "target": TARGET})
+
+
+def graph(settings: Settings | None = None) -> Graph:
+    return Graph(PAIR_NODES, PAIR_RESULT, settings or make_settings("mobile"))
+
+
+def keys(of: Graph, item: Item = ITEM) -> dict[tuple[str, str], str]:
+    return {slot: work.key for slot, work in of.works(item).items()}
+
+
+def test_a_key_does_not_depend_on_paths_or_ids() -> None:
+    moved = Item("other", {"source": replace(SOURCE, path="x/y.png"), "target": TARGET})
+    assert keys(graph(), moved) == keys(graph())
+
+
+def test_a_key_depends_on_the_picture_and_on_which_face_is_meant() -> None:
+    before = keys(graph())
+    other_face = keys(graph(), Item("pair", {"source": replace(SOURCE, face_index=1), "target": TARGET}))
+    assert {slot for slot in before if before[slot] != other_face[slot]} == {
+        slot for slot in before if slot[1] == "source" or (slot[1] == "" and slot[0] != "enhance") or slot[0] == "enhance"
+    }
+    assert before["align", "target"] == other_face["align", "target"]
+
+
+def test_a_changed_setting_changes_its_own_stage_and_what_follows() -> None:
+    before, after = keys(graph()), keys(graph(make_settings("mobile", changes=["blend.levels=3"])))
+    assert {slot[0] for slot in before if before[slot] != after[slot]} == {"blend", "inpaint", "paste"}
+
+
+def test_changed_weights_change_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(graph())
+    monkeypatch.setattr("tasks.graph.weight_digest", lambda name: f"other {name}")
+    after = keys(graph())
+    assert before["parse", "target"] != after["parse", "target"]
+    assert before["paste", ""] != after["paste", ""]
+
+
+def test_another_device_changes_the_key_of_what_runs_on_it() -> None:
+    before, after = keys(graph()), keys(graph(make_settings("mobile", device="cuda")))
+    assert before["align", "target"] == after["align", "target"]
+    assert before["parse", "target"] != after["parse", "target"]
+
+
+def test_only_what_the_backends_read_is_part_of_the_graph() -> None:
+    assert "encode" not in {node.name for node in graph().nodes}
+    assert "encode" in {node.name for node in graph(make_settings("mobile", stages=["swap=codes"])).nodes}
+
+
+def test_a_finished_result_needs_nothing_and_a_missing_one_only_what_is_missing() -> None:
+    of = graph()
+    works = {work.key: work for work in of.works(ITEM).values()}
+    final = of.works(ITEM)["paste", ""].key
+    assert needed(works, [final], {final}) == []
+    have = {key for key, work in works.items() if work.node not in ("blend", "inpaint", "paste")}
+    assert [work.node for work in needed(works, [final], have)] == ["blend", "inpaint", "paste"]
+    order = [work.node for work in needed(works, [final], set())]
+    assert order.index("align") < order.index("mesh") < order.index("reenact") < order.index("parse_driven") < order.index("swap")
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "part"),
+    [
+        (["swap=nothing"], [], "no backend 'nothing'"),
+        ([], ["swop.x=1"], "unknown stage 'swop'"),
+        ([], ["align.side='big'"], "align.side must be int"),
+        ([], ["align.side=true"], "align.side must be int"),
+        ([], ["align.side=8"], "at least 64"),
+        ([], ["blend.depth=3"], "no setting 'depth'"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(stages: list[str], changes: list[str], part: str) -> None:
+    with pytest.raises(UsageError, match=part):
+        graph(make_settings("mobile", stages, changes))

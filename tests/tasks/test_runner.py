@@ -1,0 +1,164 @@
+"""The runner on a toy graph of real stage objects: failures stay with their item, program errors with their chunk, memory is halved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from storage.codec import encode_png
+from storage.store import Store
+from tasks.frame import hash_file
+from tasks.graph import Graph, Image, Item, Node, Settings
+from tasks.runner import ChunkJob, ChunkResult, Worker, run_chunk
+from tasks.stage import Cost, Inputs, ItemError, Outputs, Stage, each
+
+NODES = (
+    Node("mean", "mean", "image", {"image": "image"}, checkpoint=True),
+    Node("sum", "sum", "pair", {"a": "source.mean.value", "b": "target.mean.value"}),
+    Node("paint", "paint", "pair", {"level": "sum.total"}),
+)
+
+
+@dataclass(frozen=True)
+class Empty:
+    """No settings."""
+
+
+def mean(model: None, config: Empty, inputs: Inputs) -> Outputs:
+    value = inputs["image"].read().pixels.mean()
+    if value == 255:
+        raise ItemError("all white")
+    return {"value": np.array(value)}
+
+
+def add(model: None, config: Empty, batch: Sequence[Inputs]) -> list[Outputs | ItemError]:
+    return [{"total": inputs["a"] + inputs["b"]} for inputs in batch]
+
+
+def paint(model: None, config: Empty, inputs: Inputs) -> Outputs:
+    if inputs["level"] == 13:
+        raise ZeroDivisionError("a bug")
+    return {"picture": np.full((2, 2, 3), inputs["level"], np.uint8)}
+
+
+STAGES = {
+    "mean": Stage(name="mean", backend="toy", version=1, config=Empty, run=each(mean), reads=("image",), writes={"value": "array"}),
+    "sum": Stage(
+        name="sum", backend="toy", version=1, config=Empty, run=add, reads=("a", "b"), writes={"total": "array"}, cost=Cost(threads=True)
+    ),
+    "paint": Stage(name="paint", backend="toy", version=1, config=Empty, run=each(paint), reads=("level",), writes={"picture": "image"}),
+}
+
+
+@pytest.fixture
+def graph(monkeypatch: pytest.MonkeyPatch) -> Graph:
+    monkeypatch.setattr("tasks.graph.backends", lambda stage: {"toy": STAGES[stage]})
+    return Graph(NODES, ("paint", "picture"), Settings({}, {}))
+
+
+def item(folder: Path, name: str, source: int, target: int) -> Item:
+    images = {}
+    for role, level in (("source", source), ("target", target)):
+        path = folder / f"{level}.png"
+        path.write_bytes(encode_png(np.full((2, 2, 3), level, np.uint8)))
+        images[role] = Image(str(path), hash_file(str(path)))
+    return Item(name, images)
+
+
+def run(graph: Graph, store: Store, items: list[Item], **worker: Any) -> ChunkResult:
+    process = Worker(graph, store, **worker)
+    known = store.lookup({work.key for each_item in items for work in graph.works(each_item).values()})
+    try:
+        return run_chunk(process, ChunkJob(0, items, known), lambda node, work: work())
+    finally:
+        process.close()
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_results_do_not_depend_on_how_many_items_run_at_once(graph: Graph, tmp_path: Path, at_once: int) -> None:
+    items = [item(tmp_path, f"i{n}", n, 2 * n) for n in range(1, 6)]
+    store = Store(str(tmp_path / "store"))
+    result = run(graph, store, items, at_once=at_once)
+    assert [store.read(outcome.artifact, "picture")[0, 0, 0] for outcome in result.outcomes] == [3, 6, 9, 12, 15]  # type: ignore[arg-type]
+    assert result.computed == {"mean": 8, "sum": 5, "paint": 5}  # ten pictures, of which 2 and 4 serve two items each
+
+
+def test_a_bad_item_fails_alone_and_is_remembered(graph: Graph, tmp_path: Path) -> None:
+    items = [item(tmp_path, "good", 1, 2), item(tmp_path, "bad", 1, 255), item(tmp_path, "also", 3, 4)]
+    store = Store(str(tmp_path / "store"))
+    result = run(graph, store, items)
+    assert [(o.id, o.stage, o.reason) for o in result.outcomes] == [
+        ("good", "", ""),
+        ("bad", "mean", "target: all white"),
+        ("also", "", ""),
+    ]
+    again = run(graph, store, items)
+    assert again.outcomes[1].reason == "target: all white"
+    assert sum(again.computed.values()) == 0
+
+
+def test_a_program_error_stops_the_chunk_with_its_traceback_and_keeps_what_was_done(graph: Graph, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    result = run(graph, store, [item(tmp_path, "one", 1, 2), item(tmp_path, "bug", 6, 7)])
+    assert "ZeroDivisionError: a bug" in result.crash
+    assert not any(outcome.reason for outcome in result.outcomes)
+    assert {artifact.stage for artifact in store.all()} >= {"mean", "sum"}
+
+
+@pytest.mark.parametrize(("keep", "stages"), [("all", {"mean", "sum", "paint"}), ("resume", {"mean", "paint"}), ("final", {"paint"})])
+def test_retention(graph: Graph, tmp_path: Path, keep: str, stages: set[str]) -> None:
+    store = Store(str(tmp_path / "store"))
+    run(graph, store, [item(tmp_path, "one", 1, 2)], keep=keep)
+    assert {artifact.stage for artifact in store.all()} == stages
+
+
+def test_when_memory_does_not_suffice_the_batch_is_halved_and_at_last_the_item_fails(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def hungry(model: None, config: Empty, batch: Sequence[Inputs]) -> list[Outputs | ItemError]:
+        sizes.append(len(batch))
+        if len(batch) > 2 or any(inputs["a"] == 9 for inputs in batch):
+            raise torch.OutOfMemoryError("toy")
+        return add(model, config, batch)
+
+    stage = Stage(
+        name="sum",
+        backend="toy",
+        version=1,
+        config=Empty,
+        run=hungry,
+        reads=("a", "b"),
+        writes={"total": "array"},
+        device="any",
+        cost=Cost(gpu_batch=4),
+    )
+    monkeypatch.setitem(graph.stages, "sum", stage)
+    monkeypatch.setattr(graph, "settings", Settings({}, {}, "cuda"))
+    items = [item(tmp_path, f"i{n}", n, 20) for n in (1, 2, 3, 9)]
+    result = run(graph, Store(str(tmp_path / "store")), items)
+    assert sizes == [4, 2, 2, 1, 1]
+    assert [bool(outcome.reason) for outcome in result.outcomes] == [False, False, False, True]
+    assert "memory does not suffice" in result.outcomes[3].reason
+
+
+def test_a_stage_that_writes_other_things_than_it_declares_is_a_program_error(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(graph.stages, "sum", replace(STAGES["sum"], writes={"product": "array"}))
+    result = run(graph, Store(str(tmp_path / "store")), [item(tmp_path, "one", 1, 2)])
+    assert "declares ['product'] but wrote ['total']" in result.crash
+
+
+def test_an_input_that_changes_while_running_fails_with_that_reason(graph: Graph, tmp_path: Path) -> None:
+    planned = item(tmp_path, "one", 1, 2)
+    (tmp_path / "2.png").write_bytes(encode_png(np.zeros((2, 2, 3), np.uint8)))
+    result = run(graph, Store(str(tmp_path / "store")), [planned])
+    assert "was changed while running" in result.outcomes[0].reason
