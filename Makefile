@@ -23,7 +23,9 @@ weights: install
 demo: weights
 	@$(BIN)/e4s synth --pairs $(DEMO_PAIRS) --seed $(DEMO_SEED) --out $(DEMO)/people
 	@$(BIN)/e4s pairs $(DEMO)/people --run $(DEMO)
-	@echo "open $(DEMO)/report/index.html"
+	@echo "the same pairs once more, by exchanging style codes in the generator (shares all work before the swap)"
+	@$(BIN)/e4s pairs $(DEMO)/people --run $(DEMO)/codes --store $(DEMO)/store --stage swap=codes
+	@echo "open $(DEMO)/report/index.html and $(DEMO)/codes/report/index.html"
 
 test: weights
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

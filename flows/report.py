@@ -77,6 +77,7 @@ def _pictures(run: FinishedRun, row: Row, artifacts: Mapping[str, Artifact]) -> 
             pictures[role] = ImageFile(getattr(row, role), getattr(row, f"{role}_sha256")).read().rgb8
         except ItemError:
             continue  # moved or changed since: the stages' pictures still show it
+    pictures["result"] = ImageFile(str(run.folder.path / row.output), row.output_sha256).read().rgb8
     for name, node, role, output in SHOWN:
         work = works.get((node, role))
         if work and work.key in artifacts and not (node == "enhance" and run.graph.stages[node].backend == "none"):
@@ -85,5 +86,4 @@ def _pictures(run: FinishedRun, row: Row, artifacts: Mapping[str, Artifact]) -> 
             except Damaged:
                 continue
             pictures[name] = show_regions(value) if value.ndim == 2 else value
-    pictures["result"] = ImageFile(str(run.folder.path / row.output), row.output_sha256).read().rgb8
     return pictures
