@@ -56,7 +56,7 @@ def show_regions(regions: Picture) -> Picture:
 
 
 def render(report: Report) -> str:
-    """The page as HTML text; pictures are embedded as 256 px JPEG."""
+    """The page as HTML text; pictures are embedded as JPEG in the size they come in (see `thumbnail`)."""
     parts = [f"<h1>{html.escape(report.title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in report.summary)]
     if report.failures:
         rows = "".join(f"<tr><td class=number>{count}</td><td>{html.escape(reason)}</td></tr>" for reason, count in report.failures.items())
@@ -84,7 +84,7 @@ def _pair(pair: PairPictures) -> str:
 
 
 def _embedded(picture: Picture) -> str:
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(thumbnail(picture), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
     if not done:
         raise ValueError(f"OpenCV could not encode a {picture.shape} picture")
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

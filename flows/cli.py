@@ -16,7 +16,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from e4s_models.weights import WeightsError
-from storage.run import RunError
+from storage.run import RunError, RunFolder
+from storage.store import StoreError
 from tasks.graph import UsageError
 from tasks.runner import DiskFull, Keep
 from tasks.stage import ItemError
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return command(parsed)
-    except (UsageError, RunError, WeightsError, ItemError, DiskFull) as error:
+    except (UsageError, RunError, StoreError, WeightsError, ItemError, DiskFull) as error:
         print(f"e4s: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -49,12 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        print(
-            f"e4s: {error.filename or 'the disk'}: {error.strerror}; make room or change the rights, then repeat the command",
-            file=sys.stderr,
-        )
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # no file's fault
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "correct the path or its rights"
+        print(f"e4s: {error.filename or 'the disk'}: {error.strerror}; {remedy}, then repeat the command", file=sys.stderr)
         return 1
 
 
@@ -74,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     swap.add_argument("-o", "--output", required=True, help="the result, a .png file")
     swap.add_argument("--run", default="", help="keep the intermediates in this run folder (default: a temporary one)")
     _add_pipeline(swap)
-    swap.set_defaults(command=_swap)
+    swap.set_defaults(command=_swap, chunk=1, workers=0, fail_fast=False, verify=False)
 
     pairs = commands.add_parser("pairs", help="swap every pair of a manifest; the same command continues", epilog=EXIT_CODES)
     pairs.add_argument(
@@ -83,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--run", required=True, help="run folder: outputs, manifest, report, intermediates")
     pairs.add_argument("--no-report", action="store_true", help="do not write report/index.html at the end")
     _add_pipeline(pairs)
+    pairs.add_argument("--chunk", type=int, default=16, help="pairs per chunk")
+    pairs.add_argument("--workers", type=int, default=0, help="pairs that a stage works on at once where it can (default: one per core)")
+    pairs.add_argument("--fail-fast", action="store_true", help="stop after the first chunk in which a pair failed")
+    pairs.add_argument("--verify", action="store_true", help="check the digest of everything finished before going on")
     pairs.set_defaults(command=_pairs)
 
     synth = commands.add_parser("synth", help="make synthetic people to try it on", epilog=EXIT_CODES)
@@ -143,10 +146,8 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=codes")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="a setting, such as blend.levels=6")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
-    parser.add_argument("--keep", choices=("all", "resume", "final"), default="all", help="which intermediates are stored")
+    parser.add_argument("--keep", choices=("all", "resume", "final"), default="all", help="which intermediates outlive the run")
     parser.add_argument("--store", default="", help="artifact store, a folder or URL (default: RUN/store); share one between runs")
-    parser.add_argument("--chunk", type=int, default=16, help="pairs per chunk")
-    parser.add_argument("--workers", type=int, default=0, help="pairs that a stage works on at once where it can (default: one per core)")
     parser.add_argument("--face", type=int, default=0, help="which face of the target picture, 0 = largest")
     parser.add_argument("--source-face", type=int, default=0, help="which face of the source picture, 0 = largest")
     parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
@@ -165,10 +166,12 @@ def _swap(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{output}: not a file name in an existing folder")
     with tempfile.TemporaryDirectory(prefix="e4s-") as temporary:
         run = Path(arguments.run or temporary)
-        run.mkdir(parents=True, exist_ok=True)
         manifest = run / "pair.csv"
+        if run.is_dir() and any(run.iterdir()) and not manifest.exists():
+            raise UsageError(f"{run}: a folder with other things in it; choose another --run for this swap")
+        RunFolder(run).create()
         write_atomic(manifest, _one_pair(Path(arguments.source), Path(arguments.target)))
-        request = _request(arguments, str(manifest), str(run), "all" if arguments.run else "final")
+        request = _request(arguments, str(manifest), str(run), arguments.keep if arguments.run else "final")
         plan = make_plan(request)
         try:
             if plan.todo:
@@ -212,12 +215,14 @@ def _request(arguments: argparse.Namespace, manifest: str, run: str, keep: Keep)
         source_face=arguments.source_face,
         target_face=arguments.face,
         max_pixels=arguments.max_pixels,
+        fail_fast=arguments.fail_fast,
+        verify=arguments.verify,
     )
 
 
 def _pairs(arguments: argparse.Namespace) -> int:
     from flows.engine import require_weights
-    from flows.plan import make_plan
+    from flows.plan import make_plan, record
     from flows.progress import opening, terminal_progress
     from flows.server import prefect_api
 
@@ -231,7 +236,7 @@ def _pairs(arguments: argparse.Namespace) -> int:
                 code = run_planned(plan, terminal_progress()).exit_code
         else:
             print(opening(plan), file=sys.stderr)
-            plan.folder.write_rows(plan.rows.values())
+            record(plan)
             code = 2 if any(row.status == "failed" for row in plan.rows.values()) else 0
         for row in plan.rows.values():
             if row.status == "failed":
@@ -246,14 +251,17 @@ def _pairs(arguments: argparse.Namespace) -> int:
 
 
 def _synth(arguments: argparse.Namespace) -> int:
+    from flows.progress import counted
     from flows.synth import make_clip, make_people
 
+    out, seed, truncation = arguments.out, arguments.seed, arguments.truncation
     try:
-        if arguments.clip:
-            make_clip(arguments.seed, arguments.out, seconds=arguments.seconds, truncation=arguments.truncation)
-        else:
-            count = arguments.count or max(8, arguments.pairs)
-            make_people(count, arguments.seed, arguments.out, truncation=arguments.truncation, pairs=arguments.pairs)
+        with counted("frames" if arguments.clip else "people") as progress:
+            if arguments.clip:
+                make_clip(seed, out, seconds=arguments.seconds, truncation=truncation, progress=progress)
+            else:
+                count = arguments.count or max(8, arguments.pairs)
+                make_people(count, seed, out, truncation=truncation, pairs=arguments.pairs, progress=progress)
     except ValueError as error:
         raise UsageError(str(error)) from None
     print(arguments.out)

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 from e4s_models.weights import DEFAULT_WEIGHTS, home, verify
 from flows.server import configured_url
 from tasks.runner import cpu_threads
 
-REQUIRED = (
-    "prefect",
-    "torch",
-    "dask",
-    "distributed",
-    "opencv-python-headless",
-    "dlib-bin",
-    "pyarrow",
-    "fsspec",
-    "numpy",
-    "lpips",
-    "ai-edge-litert",
-    "av",
-)
 OPTIONAL = {
     "ncnn": "enhance=realesrgan: pip install 'e4s[realesrgan]'",
     "openvino": "only to record parity numbers: pip install 'e4s[dev]'",
 }
 
 
+def required() -> list[str]:
+    """Distributions that e4s declares as dependencies, extras left out."""
+    return [re.split(r"[^\w.-]", line)[0] for line in requires("e4s") or () if "extra ==" not in line]
+
+
+def _gpu() -> str:
+    try:
+        import torch
+    except ImportError:
+        return "unknown (torch is not installed)"
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return "none (stages run on the CPU; a GPU needs a CUDA build of torch)"
+
+
 def examine() -> int:
     """Print one line per finding; 0 if the default profile can run, 2 if something is missing."""
     problems = []
     print(f"python {sys.version.split()[0]}, {cpu_threads()} cores")
-    for name in REQUIRED:
+    for name in required():
         try:
             print(f"ok       {name} {version(name)}")
         except PackageNotFoundError:
@@ -44,10 +46,7 @@ def examine() -> int:
             print(f"ok       {name} {version(name)}")
         except PackageNotFoundError:
             print(f"absent   {name} ({use})")
-    import torch
-
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (stages run on the CPU; a GPU needs a CUDA build of torch)"
-    print(f"GPU      {gpu}")
+    print(f"GPU      {_gpu()}")
     for name, state in verify(DEFAULT_WEIGHTS).items():
         if state == "ok":
             print(f"ok       weights {name}")

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Protocol
 
 from e4s_models.weights import weight_path
-from flows.plan import Plan, describe, export
+from flows.plan import Plan, export, record
 from storage.faults import fault_point
 from storage.run import Row
 from storage.store import Artifact, Damaged
@@ -76,14 +76,13 @@ def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[
     require_weights(plan)
     summary = Summary(0, 0, 0)
     folder = plan.folder
-    folder.write_settings(describe(plan))
-    folder.write_rows(plan.rows.values())
+    record(plan)
     if plan.todo:
         use_threads(cpu_threads())
     worker = Worker(plan.graph, plan.store, plan.request.keep, plan.request.workers or cpu_threads())
     progress.begin(plan)
     folder.append_log("begin", items=len(plan.rows), todo=len(plan.todo), planning_seconds=round(plan.seconds, 3))
-    written, crashes = time.monotonic(), 0
+    due, crashes = time.monotonic() + MANIFEST_EVERY, 0
     shared: dict[str, Artifact] = {}  # per-image work that later chunks read too
     try:
         chunks = plan.chunks()
@@ -99,9 +98,12 @@ def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[
             crashes = crashes + 1 if result.crash else 0
             if crashes == CRASHES_IN_A_ROW:
                 break
-            if time.monotonic() - written > MANIFEST_EVERY:
+            if plan.request.fail_fast and any(outcome.reason for outcome in result.outcomes):
+                break
+            if time.monotonic() > due:
+                began = time.monotonic()
                 folder.write_rows(plan.rows.values())
-                written = time.monotonic()
+                due = time.monotonic() + max(MANIFEST_EVERY, 20 * (time.monotonic() - began))  # a large manifest costs at most 5 %
         fault_point("before-manifest")
     finally:
         progress.end()
@@ -140,7 +142,8 @@ def _record(plan: Plan, job: ChunkJob, result: ChunkResult, summary: Summary) ->
                 export(plan.folder, plan.store, row, outcome.artifact)
             except Damaged as damaged:
                 plan.store.void(outcome.artifact)
-                row.reason = f"{damaged}; repeat the command"
+                print(f"e4s: pair {row.id}: {damaged}; repeat the command", file=sys.stderr)
+                plan.folder.append_log("repair", chunk=job.number, item=row.id, reason=str(damaged))
     for node, seconds in result.seconds.items():
         plan.folder.append_log(
             "stage", chunk=job.number, stage=node, items=result.computed[node], seconds=round(seconds, 3), device=plan.graph.device(node)

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from typing import Any
 
-from flows.plan import PAIR_NODES, PAIR_RESULT
-from flows.profiles import make_settings
+from flows.plan import PAIR_NODES, PAIR_RESULT, open_store
+from flows.profiles import change_settings
 from storage.run import Row, RunFolder
-from storage.store import Artifact, Store
-from tasks.graph import Graph, Image, Item, Work
+from storage.store import Artifact
+from tasks.graph import Graph, Image, Item, Settings, Work
 
 
 class FinishedRun:
-    """A run folder's settings, rows and artifacts; backends and settings of single stages may be changed."""
+    """A run folder's settings, rows and artifacts; backends and settings of single stages may be changed.
+
+    Keys are those of the run itself, whatever has become of its profile and of the installed libraries since.
+    """
 
     def __init__(self, folder: RunFolder, stages: Iterable[str] = (), changes: Iterable[str] = ()) -> None:
-        settings = folder.read_settings()
-        request = settings["request"]
         self.folder = folder
-        self.settings = settings
+        self.settings = folder.read_settings()
         self.rows = {row.id: row for row in folder.read_rows()}
-        self.store = Store(settings["store"])
-        changed = make_settings(request["profile"], [*request["stages"], *stages], [*request["changes"], *changes])
-        self.graph = Graph(PAIR_NODES, PAIR_RESULT, replace(changed, device=settings["device"]))
+        self.store = open_store(folder, self.settings["store"])
+        prints: dict[str, dict[str, Any]] = self.settings["nodes"]
+        backends = {print_["stage"]: print_["backend"] for print_ in prints.values()}
+        options = {print_["stage"]: print_["config"] for print_ in prints.values()}
+        settings = change_settings(Settings(backends, options, self.settings["device"]), stages, changes)
+        self.graph = Graph(PAIR_NODES, PAIR_RESULT, settings, prints)
 
     def works(self, row: Row) -> dict[tuple[str, str], Work]:
-        """The row's work by (node, role or ""); its keys are the run's if the same versions of libraries are installed."""
+        """The row's work by (node, role or "")."""
         return self.graph.works(item_of(row))
 
     def artifacts(self, rows: Iterable[Row]) -> dict[str, Artifact]:

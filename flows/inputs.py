@@ -68,7 +68,7 @@ def _read_table(path: Path) -> list[dict[str, object]]:
             return list(pq.read_table(path, columns=wanted).to_pylist())
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8-sig") as file:
-                return [dict(row) for row in csv.DictReader(file)]
+                return [{str(name): cell for name, cell in row.items()} for row in csv.DictReader(file, restkey="(no header)")]
     except (pa.ArrowException, csv.Error, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path}: the manifest cannot be read ({error})") from None
     raise UsageError(f"{path}: a manifest is a .csv or a .parquet file")
@@ -81,7 +81,7 @@ def _pair(number: int, row: dict[str, object], folder: Path, source_face: int, t
         cell = str(row[role] or "").strip()
         if not cell:
             problem = f"the cell {role} is empty in row {number + 1}; fill it in"
-        paths[role] = str(folder / cell) if cell else ""
+        paths[role] = str((folder / cell).absolute()) if cell else ""
     faces = {}
     for role, default in (("source", source_face), ("target", target_face)):
         index = row.get(f"{role}_face")
@@ -90,7 +90,7 @@ def _pair(number: int, row: dict[str, object], folder: Path, source_face: int, t
         except ValueError:
             faces[role], problem = 0, f"{role}_face must be a whole number, got {index!r} in row {number + 1}"
     name = str(row.get("id") or f"{number:06d}")
-    if not re.fullmatch(r"[\w-][\w.-]{0,99}", name):  # it names the output file
+    if not re.fullmatch(r"[\w-][\w.-]{0,99}", name) or len(name.encode()) > 200:  # it names the output file
         raise UsageError(
             f"row {number + 1}: id {name!r} may hold only letters, digits, '_', '-' and '.', 100 at most, not starting with '.'"
         )
@@ -110,4 +110,4 @@ def _folder_pairs(sources: Path, targets: Path, source_face: int, target_face: i
             f"{sources} has {len(listed[0])} images and {targets} has {len(listed[1])}; two folders are paired one to one by sorted name"
         )
     pairs = zip(*listed, strict=True)
-    return [PairRow(f"{number:06d}", str(s), str(t), source_face, target_face) for number, (s, t) in enumerate(pairs)]
+    return [PairRow(f"{number:06d}", str(s.absolute()), str(t.absolute()), source_face, target_face) for number, (s, t) in enumerate(pairs)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -10,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.engine import Progress, Summary, execute
 from flows.plan import Plan, Request, make_plan
 from flows.progress import Lines
+from tasks.frame import MAX_PIXELS
 from tasks.runner import Keep
 
 _planned: dict[str, tuple[Plan, Progress]] = {}  # plans that this process made a moment ago, by run folder
@@ -27,6 +29,11 @@ def pairs(
     store: str = "",
     chunk: int = 16,
     workers: int = 0,
+    source_face: int = 0,
+    target_face: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    fail_fast: bool = False,
+    verify: bool = False,
 ) -> Summary:
     """Swap every pair of a manifest; what is done is not done again. Parameters as `e4s pairs --help` explains them."""
     if run in _planned:
@@ -43,6 +50,11 @@ def pairs(
             store=store,
             chunk=chunk,
             workers=workers,
+            source_face=source_face,
+            target_face=target_face,
+            max_pixels=max_pixels,
+            fail_fast=fail_fast,
+            verify=verify,
         )
         plan, progress = make_plan(request), Lines()
     try:
@@ -74,20 +86,9 @@ def stage_task(chunk: int, node: str, work: Callable[[], None]) -> None:
 
 def run_planned(plan: Plan, progress: Progress) -> Summary:
     """Run the flow on a plan that was made already; `PREFECT_API_URL` must point at a server."""
-    request = plan.request
-    _planned[request.run] = (plan, progress)
+    _planned[plan.request.run] = (plan, progress)
     try:
-        return pairs(
-            request.manifest,
-            request.run,
-            request.profile,
-            list(request.stages),
-            list(request.changes),
-            request.device,
-            request.keep,
-            request.store,
-            request.chunk,
-            request.workers,
-        )
+        summary: Summary = pairs(**asdict(plan.request))
+        return summary
     except StageCrash as crash:
         return crash.summary

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from storage.run import Row, RunError, RunFolder
 from storage.store import Artifact, Damaged, Store, write_atomic
 from tasks.frame import MAX_PIXELS, hash_file, probe
 from tasks.graph import Graph, Image, Item, Node, Ref, UsageError
-from tasks.runner import ChunkJob, Keep, cpu_threads
+from tasks.runner import ChunkJob, Keep, cpu_threads, failure
 from tasks.stage import ItemError
 
 _TARGET = {"target_face": "target.align.face", "target_regions": "target.parse.regions"}
@@ -125,6 +125,14 @@ class Request:
     source_face: int = 0
     target_face: int = 0
     max_pixels: int = MAX_PIXELS
+    fail_fast: bool = False  # stop after the first chunk with a failed item
+    verify: bool = False  # check the digest of everything finished, not only of what is read
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise UsageError(f"--chunk must be at least 1, got {self.chunk}")
+        if self.workers < 0:
+            raise UsageError(f"--workers must be at least 0, got {self.workers}")
 
 
 @dataclass
@@ -183,17 +191,13 @@ def pick_device(wanted: str) -> str:
 def make_plan(request: Request) -> Plan:
     """Read the manifest, hash the inputs, look up all keys at once. Raises UsageError or RunError."""
     began = time.perf_counter()
-    if request.chunk < 1:
-        raise UsageError(f"--chunk must be at least 1, got {request.chunk}")
-    if request.workers < 0:
-        raise UsageError(f"--workers must be at least 0, got {request.workers}")
     pairs = read_pairs(request.manifest, source_face=request.source_face, target_face=request.target_face)
     settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device))
     graph = Graph(PAIR_NODES, PAIR_RESULT, settings)
     folder = RunFolder(request.run)
     folder.create()
     lock = _lock(folder)
-    store = Store(request.store or str(folder.path / "store"))
+    store = open_store(folder, request.store)
     images = _find_images(pairs, request.max_pixels)
     rows, items, final_keys = {}, [], {}
     before = {row.id: row for row in folder.read_rows()}
@@ -210,11 +214,14 @@ def make_plan(request: Request) -> Plan:
         row.source_sha256, row.target_sha256 = item.images["source"].sha256, item.images["target"].sha256
         row.key = final_keys[pair.id] = graph.works(item)[graph.final[0], ""].key
         earlier = before.get(pair.id)
-        if earlier and earlier.status == "done" and earlier.key == row.key and _size(folder.path / earlier.output) == earlier.output_size:
-            rows[pair.id] = earlier
+        if earlier and earlier.status == "done" and earlier.key == row.key and _stands(folder, earlier, request.verify):
+            made = ("status", "output", "output_sha256", "output_size", "seconds")
+            rows[pair.id] = replace(row, **{name: getattr(earlier, name) for name in made})
         else:
             items.append(item)
     known = _look_up(store, graph, items)
+    if request.verify:
+        known = _verified(store, known)
     todo = [item for item in items if not _finished(folder, store, rows[item.id], known)]
     todo = [item for item in todo if not _failed_before(graph, rows[item.id], item, known)]
     done = sum(row.status == "done" for row in rows.values())
@@ -240,13 +247,24 @@ def describe(plan: Plan) -> dict[str, object]:
         "request": asdict(plan.request),
         "device": plan.graph.settings.device,
         "nodes": plan.graph.fingerprints,
-        "store": plan.store.url,
+        "store": plan.request.store,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cpu_threads": cpu_threads(),
         "libraries": {name: version(name) for name in libraries},
     }
+
+
+def open_store(folder: RunFolder, url: str) -> Store:
+    """The store that a run names, or the one inside its folder, wherever that was moved to."""
+    return Store(url or str(folder.path / "store"))
+
+
+def record(plan: Plan) -> None:
+    """Write the run's settings and rows as they stand."""
+    plan.folder.write_settings(describe(plan))
+    plan.folder.write_rows(plan.rows.values())
 
 
 def _lock(folder: RunFolder) -> IO[bytes]:
@@ -264,6 +282,10 @@ def _find_images(pairs: Sequence[PairRow], max_pixels: int) -> dict[str, Image |
     """Path -> its identity, or the sentence that says what is wrong with it."""
 
     def find(path: str) -> Image | str:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            return f"{path.encode(errors='replace').decode()}: the file's name is not valid UTF-8; rename it"
         try:
             height, width = probe(path, max_pixels)
             return Image(path, hash_file(path), pixels=height * width)
@@ -305,17 +327,32 @@ def _finished(folder: RunFolder, store: Store, row: Row, known: dict[str, Artifa
 
 def _failed_before(graph: Graph, row: Row, item: Item, known: dict[str, Artifact]) -> bool:
     """Whether a stage is known to fail on this very input: the same reason is given again, nothing is computed."""
-    for (_, role), work in graph.works(item).items():
-        artifact = known.get(work.key)
-        if artifact and artifact.failed:
-            row.status, row.stage = "failed", artifact.stage
-            row.reason = f"{role}: {artifact.reason}" if role else artifact.reason
-            return True
-    return False
+    works = graph.works(item)
+    artifacts = [known[work.key] for work in works.values() if work.key in known]
+    row.stage, row.reason = failure(item, works, {found.key: (found.stage, found.reason) for found in artifacts if found.failed})
+    if row.stage:
+        row.status = "failed"
+    return bool(row.stage)
 
 
-def _size(path: Path) -> int:
+def _stands(folder: RunFolder, row: Row, verify: bool) -> bool:
+    """Whether a done row's output is there: by size, or by digest if asked for."""
+    path = folder.path / row.output
     try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+        return path.stat().st_size == row.output_size and (not verify or hash_file(str(path)) == row.output_sha256)
+    except (OSError, ItemError):
+        return False
+
+
+def _verified(store: Store, known: dict[str, Artifact]) -> dict[str, Artifact]:
+    """The artifacts whose payloads all match their digests; the others are cancelled, loudly."""
+    whole = {}
+    for key, artifact in known.items():
+        try:
+            for output in artifact.payloads:
+                store.read(artifact, output)
+            whole[key] = artifact
+        except Damaged as damaged:
+            print(f"e4s: {damaged}; computing it again", file=sys.stderr)
+            store.void(artifact)
+    return whole

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flows.plan import Plan
 from storage.run import Row
@@ -116,3 +118,23 @@ class Bar:
 def terminal_progress() -> Bar | Lines:
     """A bar if stderr is a terminal, else lines."""
     return Bar() if sys.stderr.isatty() else Lines()
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress of a plain count: yields a function of (done, total); a bar on a terminal, else a line every 10 s."""
+    if not sys.stderr.isatty():
+        printed = time.monotonic()
+
+        def line(done: int, total: int) -> None:
+            nonlocal printed
+            if time.monotonic() - printed > 10:
+                printed = time.monotonic()
+                print(f"{done} of {total} {what}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -6,7 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from evaluation.report import PairPictures, Picture, Report, render, show_regions
+import numpy as np
+
+from evaluation.report import PairPictures, Picture, Report, render, show_regions, thumbnail
 from flows.finished import FinishedRun
 from flows.progress import duration
 from storage.run import Row, RunFolder
@@ -71,13 +73,18 @@ def _title(row: Row) -> str:
 
 def _pictures(run: FinishedRun, row: Row, artifacts: Mapping[str, Artifact]) -> dict[str, Picture]:
     works = run.works(row)
+    max_pixels = run.settings["request"]["max_pixels"]
     pictures: dict[str, Picture] = {}
-    for role in ("source", "target"):
+    files = {
+        "source": (row.source, row.source_sha256),
+        "target": (row.target, row.target_sha256),
+        "result": (str(run.folder.path / row.output), row.output_sha256),
+    }
+    for name, (path, sha256) in files.items():
         try:
-            pictures[role] = ImageFile(getattr(row, role), getattr(row, f"{role}_sha256")).read().rgb8
+            pictures[name] = thumbnail(ImageFile(path, sha256, max_pixels).read().rgb8)
         except ItemError:
-            continue  # moved or changed since: the stages' pictures still show it
-    pictures["result"] = ImageFile(str(run.folder.path / row.output), row.output_sha256).read().rgb8
+            pictures[f"{name}: moved or changed"] = np.full((256, 256, 3), 128, np.uint8)
     for name, node, role, output in SHOWN:
         work = works.get((node, role))
         if work and work.key in artifacts and not (node == "enhance" and run.graph.stages[node].backend == "none"):
@@ -85,5 +92,5 @@ def _pictures(run: FinishedRun, row: Row, artifacts: Mapping[str, Artifact]) -> 
                 value = run.store.read(artifacts[work.key], output)
             except Damaged:
                 continue
-            pictures[name] = show_regions(value) if value.ndim == 2 else value
+            pictures[name] = thumbnail(show_regions(value) if value.ndim == 2 else value)
     return pictures

@@ -32,7 +32,7 @@ def prefect_api(log: Path, patience: float = 180.0) -> Iterator[str]:
     """Make `PREFECT_API_URL` point at a server that answers; yields the URL.
 
     Call it before anything imports prefect. `log` takes what our own server prints. Raises UsageError if a configured server does not
-    answer, RuntimeError if our own does not start within `patience` seconds.
+    answer, or our own does not start within `patience` seconds.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -56,12 +56,14 @@ def prefect_api(log: Path, patience: float = 180.0) -> Iterator[str]:
         command = [sys.executable, "-m", "flows.server", str(port), str(os.getpid())]
         child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
     os.environ["PREFECT_API_URL"] = url
+    for name in ("no_proxy", "NO_PROXY"):  # our own server is not behind anybody's proxy
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
     os.environ["PREFECT_HOME"] = str(server_home)
     try:
         deadline = time.monotonic() + patience
         while not _answers(url, 2.0):
             if child.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the run's own Prefect server did not start; see {log}")
+                raise UsageError(f"the run's own Prefect server did not start; see {log}, or set PREFECT_API_URL to one that runs")
             time.sleep(0.1)
         yield url
     finally:
@@ -94,6 +96,8 @@ def _answers(url: str, timeout: float) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=timeout) as response:
             return bool(response.status == 200)
+    except urllib.error.HTTPError:
+        return True  # it answers, if only that it wants a key, which Prefect's own client will bring
     except (urllib.error.URLError, OSError, ValueError):
         return False
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from pathlib import Path
 
-import fsspec
 from rich.console import Console
 from rich.table import Table
 
+from flows.plan import open_store
 from flows.progress import duration
 from storage.run import RunFolder
 from storage.store import Damaged, Store
@@ -24,7 +22,9 @@ def print_status(run: str) -> int:
     counts = Counter(row.status for row in rows)
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{folder.path}: {len(rows)} pairs: {counts['done']} done, {counts['failed']} failed, {counts['left']} left")
-    console.print(f"profile {settings['request']['profile']}, device {settings['device']}, store {settings['store']}")
+    console.print(
+        f"profile {settings['request']['profile']}, device {settings['device']}, store {open_store(folder, settings['store']).url}"
+    )
     seconds: dict[str, float] = defaultdict(float)
     items: Counter[str] = Counter()
     for event in folder.read_log():
@@ -47,7 +47,7 @@ def print_status(run: str) -> int:
 
 def print_store(place: str, *, verify: bool) -> int:
     """Count and size of a store's artifacts by stage, or check every digest; 2 if something is damaged."""
-    store = Store(_store_url(place))
+    store = _open(place)
     artifacts = store.all()
     if verify:
         damaged = 0
@@ -71,10 +71,8 @@ def print_store(place: str, *, verify: bool) -> int:
     return 0
 
 
-def _store_url(place: str) -> str:
-    if (Path(place) / "run.json").exists():
-        return str(json.loads((Path(place) / "run.json").read_text("utf-8"))["store"])
-    fs, root = fsspec.core.url_to_fs(place)
-    if not fs.exists(f"{root}/index"):
+def _open(place: str) -> Store:
+    store = open_store(folder, folder.read_settings()["store"]) if (folder := RunFolder(place)).settings.exists() else Store(place)
+    if not store.exists():
         raise UsageError(f"{place}: neither a run folder nor a store (no index in it)")
-    return place
+    return store

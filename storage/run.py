@@ -91,7 +91,7 @@ class RunFolder:
             return []
         try:
             table = pq.read_table(io.BytesIO(self.manifest.read_bytes()), schema=MANIFEST_SCHEMA)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise RunError(
                 f"{self.manifest}: the manifest cannot be read ({error}); delete it and repeat the command: it is rebuilt"
             ) from None

@@ -5,7 +5,7 @@
     index/<time>-<sha256>-<random>.parquet   what one publication finished: a row per output of each artifact
 
 Everything is written under a temporary name and then published, the index part last. Of two entries for one key the first wins.
-An artifact found damaged is voided by a later index part, so that it is computed again.
+An artifact found damaged is cancelled by a further index part, so that it is computed again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INDEX_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("stage", pa.string()),
         ("output", pa.string()),  # "" on rows without a payload (failed, void)
-        ("kind", pa.string()),  # image, labels, array, failed, void
+        ("kind", pa.string()),  # image, labels, array, failed; void cancels what the part named in `file` says of this key
         ("file", pa.string()),  # payload path relative to the store
         ("row", pa.int32()),  # row in a Parquet payload
         ("sha256", pa.string()),  # of the file's bytes (image, labels), of the value's bytes (array)
@@ -47,6 +47,10 @@ INDEX_SCHEMA = pa.schema(
 ARRAY_SCHEMA = pa.schema(
     [("key", pa.string()), ("output", pa.string()), ("dtype", pa.string()), ("shape", pa.list_(pa.int32())), ("data", pa.binary())]
 )
+
+
+class StoreError(Exception):
+    """The store cannot be used: the sentence says why and what to do."""
 
 
 class Damaged(Exception):
@@ -76,6 +80,7 @@ class Artifact:
     stage: str
     payloads: Mapping[str, Payload] = field(default_factory=dict)
     reason: str = ""
+    part: str = ""  # the index part that lists it
 
     @property
     def failed(self) -> bool:
@@ -97,7 +102,10 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise StoreError(f"store {url}: {error}; give a folder, or a URL whose fsspec package is installed") from None
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         self._shards: dict[str, pa.Table] = {}
 
@@ -107,33 +115,35 @@ class Store:
         """Artifacts among `keys` that are finished or failed, from one listing of the index."""
         return self._scan(pa.array(sorted(keys), pa.string()))
 
+    def exists(self) -> bool:
+        """Whether anything was ever published here."""
+        return bool(self.fs.exists(f"{self.root}/index"))
+
     def all(self) -> list[Artifact]:
         """Every finished or failed artifact."""
         return list(self._scan(None).values())
 
     def _scan(self, wanted: pa.Array | None) -> dict[str, Artifact]:
-        found: dict[str, Artifact] = {}
-        for part in self._index_parts():
-            table = self._read_part(part)
-            rows = (table if wanted is None else table.filter(pa.compute.is_in(table["key"], value_set=wanted))).to_pylist()
-            fresh: dict[str, dict[str, Payload]] = defaultdict(dict)
-            for row in rows:
-                key = row["key"]
-                if row["kind"] == "void":
-                    held = found.get(key)
-                    if held and (not row["file"] or any(p.file == row["file"] for p in held.payloads.values())):
-                        del found[key]
-                elif key in found:
-                    continue  # the first entry wins
-                elif row["kind"] == "failed":
-                    found[key] = Artifact(key, row["stage"], reason=row["reason"])
-                else:
-                    fresh[key][row["output"]] = Payload(row["kind"], row["file"], row["row"], row["sha256"], row["size"])
-                    fresh[key].setdefault("", Payload(row["stage"], "", -1, "", 0))
-            for key, payloads in fresh.items():
-                stage = payloads.pop("").kind
-                found[key] = Artifact(key, stage, payloads)
-        return found
+        parts = self._index_parts()
+        tables = [self._read_part(part) for part in parts]
+        counts = [len(table) for table in tables]
+        table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables])
+        names = pa.DictionaryArray.from_arrays(
+            np.repeat(np.arange(len(parts), dtype=np.int32), counts), pa.array(map(_name, parts), pa.string())
+        )
+        table = table.append_column("part", names)
+        if wanted is not None:
+            table = table.filter(pa.compute.is_in(table["key"], value_set=wanted))
+        rows = table.to_pylist()
+        void = {(row["key"], row["file"]) for row in rows if row["kind"] == "void"}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            key, part = row["key"], row["part"]
+            if row["kind"] != "void" and (key, part) not in void:
+                entry = found.setdefault(key, [])
+                if not entry or entry[0]["part"] == part:  # the first entry wins
+                    entry.append(row)
+        return {key: _artifact(entry) for key, entry in found.items()}
 
     def _index_parts(self) -> list[str]:
         try:
@@ -229,16 +239,18 @@ class Store:
                 if row["kind"] == "array":
                     row |= {"file": file, "size": len(data)}
         fault_point("before-index")
-        self._write_index(index)
-        return _artifacts(index)
+        part = _name(self._write_index(index))
+        entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in index:
+            entries[str(row["key"])].append({**row, "part": part})
+        return [_artifact(entry) for entry in entries.values()]
 
     def void(self, artifact: Artifact) -> None:
-        """Take a damaged artifact out of the index, so that it is computed and published again."""
-        files = {payload.file for payload in artifact.payloads.values()} or {""}
-        for file in files:
-            self._shards.pop(file, None)
-        empty = {"output": "", "kind": "void", "row": -1, "sha256": "", "size": 0, "reason": ""}
-        self._write_index([{**empty, "key": artifact.key, "stage": artifact.stage, "file": file} for file in sorted(files)])
+        """Cancel a damaged artifact's index entry, so that it is computed and published again."""
+        for payload in artifact.payloads.values():
+            self._shards.pop(payload.file, None)
+        row = {"key": artifact.key, "stage": artifact.stage, "output": "", "kind": "void", "row": -1, "sha256": "", "size": 0, "reason": ""}
+        self._write_index([{**row, "file": artifact.part}])
 
     def _write_picture(self, row: dict[str, Any], value: Array) -> None:
         data = encode_png(value)
@@ -252,9 +264,11 @@ class Store:
             self._write(file, data)
         return file
 
-    def _write_index(self, rows: list[dict[str, Any]]) -> None:
+    def _write_index(self, rows: list[dict[str, Any]]) -> str:
         data = _parquet(pa.Table.from_pylist(rows, INDEX_SCHEMA))
-        self._write(f"index/{time.time_ns():020d}-{digest_bytes(data)[:16]}-{uuid.uuid4().hex[:8]}.parquet", data)
+        part = f"index/{time.time_ns():020d}-{digest_bytes(data)[:16]}-{uuid.uuid4().hex[:8]}.parquet"
+        self._write(part, data)
+        return part
 
     def _write(self, file: str, data: bytes) -> None:
         path = f"{self.root}/{file}"
@@ -278,13 +292,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _artifacts(index: list[dict[str, Any]]) -> list[Artifact]:
-    payloads: dict[str, dict[str, Payload]] = defaultdict(dict)
-    for row in index:
-        if row["output"]:
-            payloads[row["key"]][row["output"]] = Payload(row["kind"], row["file"], row["row"], row["sha256"], row["size"])
-    heads = {row["key"]: (row["stage"], row["reason"]) for row in index}
-    return [Artifact(key, stage, payloads[key], reason) for key, (stage, reason) in heads.items()]
+def _artifact(entry: list[dict[str, Any]]) -> Artifact:
+    """Index rows of one key in one part -> the artifact."""
+    head = entry[0]
+    payloads = {row["output"]: Payload(row["kind"], row["file"], row["row"], row["sha256"], row["size"]) for row in entry if row["output"]}
+    return Artifact(head["key"], head["stage"], payloads, head["reason"] or "", head["part"])
+
+
+def _name(part: str) -> str:
+    return part.rsplit("/", 1)[-1]
 
 
 def _array_digest(data: bytes, dtype: str, shape: list[int]) -> str:

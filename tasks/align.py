@@ -26,17 +26,17 @@ class AlignConfig:
             raise ValueError(f"min_face must be at least 1 px, got {self.min_face}")
 
 
-def pick_face(faces: list[Detection], index: int, min_face: int, path: str) -> Detection:
+def pick_face(faces: list[Detection], index: int, min_face: int) -> Detection:
     """The face of that index, the largest being 0. Raises ItemError if there is none, or if it is smaller than `min_face` px."""
     if not faces:
-        raise ItemError(f"no face found in {path}: give a picture in which one face is seen from the front, sharp and not covered.")
+        raise ItemError("no face found: give a picture in which one face is seen from the front, sharp and not covered.")
     if index >= len(faces):
         found = "1 face was" if len(faces) == 1 else f"{len(faces)} faces were"
-        raise ItemError(f"face {index} was asked for but {found} found in {path}: choose --face 0 to {len(faces) - 1} (0 is the largest).")
+        raise ItemError(f"face {index} was asked for but {found} found: choose --face 0 to {len(faces) - 1} (0 is the largest).")
     face = faces[index]
     if face.side < min_face:
-        found = f"{face.side:.0f} px wide but {min_face} px are needed"
-        raise ItemError(f"face {index} in {path} is {found}: give a larger picture, or lower align.min_face.")
+        found = f"{int(face.side)} px wide but {min_face} px are needed"
+        raise ItemError(f"face {index} is {found}: give a larger picture, or lower align.min_face.")
     return face
 
 
@@ -48,9 +48,9 @@ def align(detector: FaceDetector, config: AlignConfig, inputs: Inputs) -> Output
     """
     index = int(inputs["face_index"])
     if index < 0:
-        raise ItemError(f"face {index} was asked for in {inputs['image'].path}: faces are counted from 0, the largest.")
+        raise ItemError(f"face {index} was asked for: faces are counted from 0, the largest.")
     rgb = inputs["image"].read().rgb8
-    face = pick_face(detector.detect(rgb, at_least=index + 1), index, config.min_face, inputs["image"].path)
+    face = pick_face(detector.detect(rgb, at_least=index + 1), index, config.min_face)
     crop_to_frame = ffhq_crop_to_frame(face.landmarks, config.side)
     return {
         "face": resample(rgb, crop_to_frame, config.side, config.side),

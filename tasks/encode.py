@@ -6,6 +6,7 @@ Backend `synth` looks the code up that the picture was generated from, so it tak
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from e4s_models.regions import NUM_REGIONS
 from e4s_models.weights import weight_digest
 from tasks.frame import probe
-from tasks.stage import Cost, Float32, Inputs, ItemError, Outputs, Stage, each
+from tasks.stage import Float32, Inputs, Outputs, PassingError, Stage, each
 
 MANIFEST = "people.parquet"
 W_DIGEST = "e4s:w_sha256"  # PNG text chunk: `w_digest` of the code
@@ -35,42 +36,59 @@ def w_digest(w: Float32) -> str:
     return hashlib.sha256(np.ascontiguousarray(w, "<f4").tobytes()).hexdigest()
 
 
-def known_w(path: str, text: dict[str, str]) -> Float32:
+def known_w(path: str, text: dict[str, str], read_manifest: Callable[[Path], dict[str, Float32]]) -> Float32:
     """The style code (512,) that a synthetic picture was made from.
 
-    `text` is the picture's PNG text; the code stands in the `people.parquet` in the picture's folder or the one above. Raises ItemError
+    `text` is the picture's PNG text; the code stands in the `people.parquet` in the picture's folder or the one above. Raises PassingError
     when the picture is not such a person, the manifest lacks it, or the code's digest is not the one in the picture.
     """
     wanted = text.get(W_DIGEST)
     if wanted is None:
-        raise ItemError(f"{path} is no synthetic person (it has no {W_DIGEST} text), so its style code is unknown: {_REMEDY}.")
+        raise PassingError(f"{path} is no synthetic person (it has no {W_DIGEST} text), so its style code is unknown: {_REMEDY}.")
     if text.get(GENERATOR) != weight_digest(GENERATOR_WEIGHT):
-        raise ItemError(f"{path} was made by another generator, its style code would show someone else: {_REMEDY}.")
+        raise PassingError(f"{path} was made by another generator, its style code would show someone else: {_REMEDY}.")
     folder = Path(path).parent
     found = next((at / MANIFEST for at in (folder, folder.parent) if (at / MANIFEST).is_file()), None)
     if found is None:
-        raise ItemError(f"{path}: no {MANIFEST} in its folder or the one above, so its style code is unknown: copy it there, or {_REMEDY}.")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(found, columns=["w"], filters=[("w_sha256", "=", wanted)])
-    except (pa.ArrowException, OSError) as error:
-        raise ItemError(f"{found} cannot be read ({error}): make it again with `e4s synth`, or use --stage swap=composite.") from None
-    if not rows.num_rows:
-        raise ItemError(f"{path} is not in {found}: copy the manifest that was made with the picture, or {_REMEDY}.")
-    w = np.asarray(rows["w"][0].as_py(), np.float32)
+        raise PassingError(
+            f"{path}: no {MANIFEST} in its folder or the one above, so its style code is unknown: copy it there, or {_REMEDY}."
+        )
+    w = read_manifest(found).get(wanted)
+    if w is None:
+        raise PassingError(f"{path} is not in {found}: copy the manifest that was made with the picture, or {_REMEDY}.")
     if w.shape != (512,) or w_digest(w) != wanted:
-        raise ItemError(f"{found}: the style code of {path} is damaged: make it again with `e4s synth`, or use --stage swap=composite.")
+        raise PassingError(f"{found}: the style code of {path} is damaged: make it again with `e4s synth`, or use --stage swap=composite.")
     return w
 
 
-def encode(config: EncodeConfig, inputs: Inputs) -> Outputs:
+class Manifests:
+    """Style codes by digest of the manifests read so far; one that changes is read again."""
+
+    def __init__(self) -> None:
+        self._codes: dict[tuple[Path, int, int], dict[str, Float32]] = {}
+
+    def __call__(self, path: Path) -> dict[str, Float32]:
+        """Codes (512,) of a `people.parquet` by their digest. Raises PassingError if it cannot be read."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            state = path.stat()
+            if (known := (path, state.st_mtime_ns, state.st_size)) not in self._codes:
+                table = pq.read_table(path, columns=["w_sha256", "w"])
+                codes = np.asarray(table["w"].combine_chunks().flatten(), np.float32).reshape(len(table), -1)
+                self._codes[known] = dict(zip(table["w_sha256"].to_pylist(), codes, strict=True))
+            return self._codes[known]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise PassingError(f"{path} cannot be read ({error}): make it again with `e4s synth`, or use --stage swap=composite.") from None
+
+
+def encode(manifests: Manifests, config: EncodeConfig, inputs: Inputs) -> Outputs:
     """Reads `image`; writes `codes` (12, 23, 512) float16: one W, the same in every region and style layer."""
     image = inputs["image"]
-    w = known_w(image.path, image.text())
+    w = known_w(image.path, image.text(), manifests)
     if (sides := probe(image.path)) != (SIDE, SIDE):
-        raise ItemError(f"{image.path} is {sides[1]} x {sides[0]} px, the generator makes {SIDE} x {SIDE}: {_REMEDY} at full size.")
+        raise PassingError(f"{image.path} is {sides[1]} x {sides[0]} px, the generator makes {SIDE} x {SIDE}: {_REMEDY} at full size.")
     return {"codes": np.broadcast_to(w.astype(np.float16), (NUM_REGIONS, NUM_LAYERS, len(w))).copy()}
 
 
@@ -79,12 +97,12 @@ STAGE = Stage(
     backend="synth",
     version=1,
     config=EncodeConfig,
-    run=each(lambda model, config, inputs: encode(config, inputs)),
+    load=lambda config, device: Manifests(),
+    run=each(encode),
     reads=("image",),
     writes={"codes": "array"},
     weights=lambda config: (GENERATOR_WEIGHT,),
     libraries=("numpy", "pyarrow", "pillow"),
-    cost=Cost(threads=True),
 )
 
 BACKENDS = {"synth": STAGE}

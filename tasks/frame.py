@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
-from tasks.stage import ItemError
+from tasks.stage import ItemError, PassingError
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -58,19 +58,19 @@ class ImageFile:
 
     def read(self) -> Frame:
         """Decode the file. Raises ItemError if it changed since it was planned, is damaged or too large."""
-        return _decode(self._bytes(), self.path, self.max_pixels)
+        return _decode(self._bytes(), "the picture", self.max_pixels)
 
     def text(self) -> dict[str, str]:
         """The PNG text chunks (keyword -> text), {} for other formats. Raises ItemError as `read` does."""
         data = self._bytes()
-        with _open(io.BytesIO(data), self.path, self.max_pixels) as image:
+        with _open(io.BytesIO(data), "the picture", self.max_pixels) as image:
             return {keyword: str(text) for keyword, text in image.text.items()} if isinstance(image, PngImageFile) else {}
 
     def _bytes(self) -> bytes:
         with _readable(self.path):
             data = Path(self.path).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ItemError(f"{self.path} was changed while running: leave the inputs alone during a run and start it again.")
+            raise PassingError(f"{self.path} was changed while running: leave the inputs alone during a run and start it again.")
         return data
 
 
@@ -94,16 +94,16 @@ def _readable(path: str) -> Iterator[None]:
     """Turn what the file system refuses into sentences."""
     try:
         if Path(path).is_dir():
-            raise ItemError(f"{path} is a folder: give the path of one image file.")
+            raise PassingError(f"{path} is a folder: give the path of one image file.")
         if Path(path).exists() and not Path(path).is_file():
-            raise ItemError(f"{path} is a pipe or a device: give the path of one image file.")
+            raise PassingError(f"{path} is a pipe or a device: give the path of one image file.")
         yield
     except FileNotFoundError:
-        raise ItemError(f"{path} does not exist: correct its path.") from None
+        raise PassingError(f"{path} does not exist: correct its path.") from None
     except PermissionError:
-        raise ItemError(f"{path} may not be read: change its permissions.") from None
+        raise PassingError(f"{path} may not be read: change its permissions.") from None
     except (OSError, ValueError) as error:
-        raise ItemError(
+        raise PassingError(
             f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): correct its path or check the disk."
         ) from None
 

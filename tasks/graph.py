@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -10,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from e4s_models.weights import weight_digest
-from storage.keys import digest
+from storage.keys import canonical, digest
 from tasks.stage import Stage
 
 STAGES = ("align", "mesh", "reenact", "parse", "encode", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
@@ -110,8 +111,9 @@ def make_config(stage: Stage, options: Mapping[str, Any]) -> Any:
             value = float(value)
         if want is tuple and isinstance(value, list):
             value = tuple(value)
-        if not isinstance(value, want) or (want is not bool and isinstance(value, bool)):
-            raise UsageError(f"{stage.name}.{name} must be {want.__name__}, got {value!r}")
+        if not _fits(value, getattr(default, name)):
+            shown = f"like {list(getattr(default, name))!r}" if want is tuple else want.__name__
+            raise UsageError(f"{stage.name}.{name} must be {shown}, got {value!r}")
         changed[name] = value
     try:
         return stage.config(**changed)
@@ -119,10 +121,24 @@ def make_config(stage: Stage, options: Mapping[str, Any]) -> Any:
         raise UsageError(f"{stage.name}: {error}") from None
 
 
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value may stand for the default: same type, finite; a tuple of numbers keeps its length, one of names need not."""
+    if isinstance(default, tuple) and isinstance(value, tuple):
+        same_length = len(value) == len(default) or all(isinstance(item, str) for item in default)
+        return same_length and all(_fits(item, default[0]) for item in value)
+    if isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return math.isfinite(value)
+    return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+
+
 class Graph:
     """Nodes with the stages and configs that serve them; makes keys and lists of work."""
 
-    def __init__(self, nodes: Iterable[Node], final: Ref, settings: Settings) -> None:
+    def __init__(
+        self, nodes: Iterable[Node], final: Ref, settings: Settings, prints: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """`prints`: fingerprints of an earlier run, which keep their keys where backend and config are the same."""
+        self._earlier = prints or {}
         self.all_nodes = {node.name: node for node in nodes}
         self.final = final  # (node, output)
         self.settings = settings
@@ -161,13 +177,16 @@ class Graph:
 
     def _fingerprint(self, name: str) -> dict[str, Any]:
         stage, config = self.stages[name], self.configs[name]
+        earlier = self._earlier.get(name)
+        if earlier and (earlier["backend"], canonical(earlier["config"])) == (stage.backend, canonical(asdict(config))):
+            return dict(earlier)
         return {
             "stage": stage.name,
             "backend": stage.backend,
             "version": stage.version,
             "config": asdict(config),
             "weights": {weight: weight_digest(weight) for weight in stage.weights(config)},
-            "libraries": {library: _version(library) for library in stage.libraries},
+            "libraries": {library: _version(library, stage) for library in stage.libraries},
             "device": self.device(name),
             "precision": "float32",
         }
@@ -219,8 +238,9 @@ def needed(works: Mapping[str, Work], finals: Collection[str], have: Collection[
     return [work for key, work in works.items() if key in wanted]
 
 
-def _version(distribution: str) -> str:
+def _version(distribution: str, stage: Stage) -> str:
     try:
         return version(distribution)
     except PackageNotFoundError:
-        return "not installed"
+        needs = f"stage {stage.name}, backend {stage.backend}, needs the package {distribution}"
+        raise UsageError(f"{needs}, which is not installed; see the extras in pyproject.toml and `e4s doctor`") from None

@@ -23,9 +23,11 @@ from storage.keys import digest
 from storage.store import Artifact, Damaged, Finished, Store
 from tasks.frame import MAX_PIXELS, Frame, ImageFile
 from tasks.graph import Graph, Image, Item, Ref, Work, needed
-from tasks.stage import ItemError, Outputs
+from tasks.stage import ItemError, Outputs, PassingError
 
 Keep = Literal["all", "resume", "final"]
+PUBLISH_BYTES = 100_000_000  # of decoded values that a stage gathers before it publishes them
+
 Call = Callable[[str, Callable[[], None]], None]
 """Runs one stage on one chunk: (name of the node, the work)."""
 
@@ -133,9 +135,9 @@ class Worker:
             held -= self.loaded.pop(sha256).pixels
 
     def close(self) -> None:
+        self.publisher.shutdown()  # first: what was computed is published, with the help of the other threads
         self.threads.shutdown(cancel_futures=True)
         self.items.shutdown(cancel_futures=True)
-        self.publisher.shutdown()
 
 
 _models: dict[str, Any] = {}  # of this process, by stage, config, device and weights
@@ -166,7 +168,9 @@ class _ChunkRun:
         self.worker, self.job, self.graph, self.store = worker, job, worker.graph, worker.store
         self.known = dict(job.known)
         self.values: dict[Ref, Any] = {}
-        self.failed: dict[str, tuple[str, str]] = {}  # key -> (stage, reason)
+        self.failed: dict[str, tuple[str, str]] = {}  # key of the work that failed -> (stage, reason)
+        self.blocked: set[str] = set()  # keys that cannot be made because of these
+        self.last_reader: dict[Ref, str] = {}
         self.damaged: Damaged | None = None
         self.total = 0  # works to do, those done included
         self.spent: dict[str, float] = defaultdict(float)  # key -> seconds
@@ -180,7 +184,7 @@ class _ChunkRun:
     def carry_through(self, call: Call) -> None:
         while True:
             self._adopt_failures()
-            have = self.known.keys() | self.failed.keys() | {key for key, _ in self.values}
+            have = self.known.keys() | self.failed.keys()
             todo = needed(self.works, self.finals, have)
             self.total = sum(self.result.computed.values()) + len(todo)
             try:
@@ -196,16 +200,14 @@ class _ChunkRun:
                 self.values.clear()  # what was dropped may be needed again: start over from what is published
 
     def _pass_over(self, todo: list[Work], call: Call) -> None:
-        last_reader = {
-            ref: work.node for node in self.graph.nodes for work in todo if work.node == node.name for ref in work.reads.values()
-        }
+        by_node = {node.name: [work for work in todo if work.node == node.name] for node in self.graph.nodes}
+        self.last_reader = {ref: node for node, works in by_node.items() for work in works for ref in work.reads.values()}
         for node in self.graph.nodes:
-            works = [work for work in todo if work.node == node.name]
-            if works:
+            if works := by_node[node.name]:
                 call(node.name, partial(self._run_node, node.name, works))
                 if self.damaged:
                     raise self.damaged
-                for ref, reader in last_reader.items():
+                for ref, reader in self.last_reader.items():
                     if reader == node.name:
                         self.values.pop(ref, None)
                         self.worker.loaded.pop(ref[0], None)
@@ -214,38 +216,42 @@ class _ChunkRun:
         stage, config = self.graph.stages[node], self.graph.configs[node]
         ready: list[Work] = []
         for work in works:
-            broken = next((producer for producer, _ in work.reads.values() if producer in self.failed), None)
-            if broken:
-                self.failed[work.key] = self.failed[broken]
+            if any(producer in self.failed or producer in self.blocked for producer, _ in work.reads.values()):
+                self.blocked.add(work.key)
             else:
                 ready.append(work)
         model = self.worker.model(node) if ready else None
         on_gpu = self.graph.device(node) != "cpu"
         batch_size = stage.cost.gpu_batch if on_gpu else self.worker.at_once if stage.cost.threads else 1
         finished: list[Finished] = []
-        for start in range(0, len(ready), batch_size):
-            batch = ready[start : start + batch_size]
-            try:
-                inputs = [{**{name: self._value(ref) for name, ref in work.reads.items()}, **work.constants} for work in batch]
-            except Damaged as damaged:  # no fault of the program: kept out of the executor's error handling
-                self.damaged = damaged
-                break
-            began = time.perf_counter()
-            if len(inputs) > 1 and not on_gpu:
-                outputs = list(self.worker.items.map(lambda one: stage.run(model, config, [one])[0], inputs))
-            else:
-                outputs = list(self._run_batch(node, model, config, inputs))
-            seconds = time.perf_counter() - began
-            self.result.seconds[node] += seconds
-            self.result.computed[node] += len(batch)
-            for work, output in zip(batch, outputs, strict=True):
-                self.spent[work.key] = seconds / len(batch)
-                finished += self._take(node, work, output)
-            self.worker.trim()
-            self.worker.notify(sum(self.result.computed.values()) / max(self.total, 1))
-            fault_point("mid-stage")
-        if finished:
-            self._publish(finished)
+        try:
+            for start in range(0, len(ready), batch_size):
+                batch = ready[start : start + batch_size]
+                try:
+                    inputs = [{**{name: self._value(ref) for name, ref in work.reads.items()}, **work.constants} for work in batch]
+                except Damaged as damaged:  # no fault of the program: kept out of the executor's error handling
+                    self.damaged = damaged
+                    return
+                began = time.perf_counter()
+                if len(inputs) > 1 and not on_gpu:
+                    outputs = list(self.worker.items.map(lambda one: stage.run(model, config, [one])[0], inputs))
+                else:
+                    outputs = list(self._run_batch(node, model, config, inputs))
+                seconds = time.perf_counter() - began
+                self.result.seconds[node] += seconds
+                self.result.computed[node] += len(batch)
+                for work, output in zip(batch, outputs, strict=True):
+                    self.spent[work.key] = seconds / len(batch)
+                    finished += self._take(node, work, output)
+                if sum(value.nbytes for item in finished for _, value in item.values.values()) > PUBLISH_BYTES:
+                    self._publish(finished)
+                    finished = []
+                self.worker.trim()
+                self.worker.notify(sum(self.result.computed.values()) / max(self.total, 1))
+                fault_point("mid-stage")
+        finally:  # what was computed before an error or an interruption is kept
+            if finished:
+                self._publish(finished)
 
     def _run_batch(self, node: str, model: Any, config: Any, batch: list[dict[str, Any]]) -> Sequence[Outputs | ItemError]:
         """Run the stage; when a GPU's memory does not suffice, halve the batch, and at one item let that item fail."""
@@ -256,21 +262,23 @@ class _ChunkRun:
             with torch.inference_mode():
                 return stage.run(model, config, batch)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            if len(batch) == 1:
-                return [ItemError("the device's memory does not suffice for this item; use --device cpu or a smaller side")]
-            half = len(batch) // 2
-            return [*self._run_batch(node, model, config, batch[:half]), *self._run_batch(node, model, config, batch[half:])]
+            pass  # recovered below, when the exception no longer holds the failed batch's tensors
+        torch.cuda.empty_cache()
+        if len(batch) == 1:
+            return [PassingError("the device's memory does not suffice for this item; use --device cpu or a smaller side")]
+        half = len(batch) // 2
+        return [*self._run_batch(node, model, config, batch[:half]), *self._run_batch(node, model, config, batch[half:])]
 
     def _take(self, node: str, work: Work, output: Outputs | ItemError) -> list[Finished]:
         stage = self.graph.stages[node]
         if isinstance(output, ItemError):
             self.failed[work.key] = (stage.name, str(output))
-            return [Finished(work.key, stage.name, reason=str(output))]
+            return [] if isinstance(output, PassingError) else [Finished(work.key, stage.name, reason=str(output))]
         if output.keys() != stage.writes.keys():
             raise TypeError(f"stage {stage.name} declares {sorted(stage.writes)} but wrote {sorted(output)}")
         for name, value in output.items():
-            self.values[work.key, name] = value
+            if (work.key, name) in self.last_reader:
+                self.values[work.key, name] = value
         kept = (
             self.worker.keep == "all"
             or node == self.graph.final[0]
@@ -291,9 +299,9 @@ class _ChunkRun:
         return next(image for item in self.job.items for image in item.images.values() if image.sha256 == sha256)
 
     def _publish(self, finished: list[Finished]) -> None:
-        # Encoding and writing happen behind, but at most two publications wait: memory stays bounded.
-        while sum(not future.done() for future in self.pending) >= 2:
-            next(future for future in self.pending if not future.done()).result()
+        # Encoding and writing happen behind, in order, but at most two publications wait: memory stays bounded.
+        if len(self.pending) >= 2:
+            self.pending[-2].result()
         self.pending.append(self.worker.publisher.submit(self.store.publish, finished, self.worker.threads))
 
     def _settle(self) -> None:
@@ -321,11 +329,18 @@ class _ChunkRun:
             for key in {work.key for work in works.values()} - charged:
                 charged.add(key)  # shared work is counted once, with the first item that needed it
                 outcome.seconds += self.spent.get(key, 0.0)
-            if final in self.failed:
-                role = next(role for (_, role), work in works.items() if work.key in self.failed)
-                outcome.stage, reason = self.failed[final]
-                outcome.reason = f"{role}: {reason}" if role else reason
+            if not outcome.artifact:
+                outcome.stage, outcome.reason = failure(item, works, self.failed)
             self.result.outcomes.append(outcome)
+
+
+def failure(item: Item, works: Mapping[Ref, Work], failed: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """Stage and reason of an item's first failed work in reading order, naming the picture; ("", "") if none failed."""
+    for (_, role), work in works.items():
+        if work.key in failed:
+            stage, reason = failed[work.key]
+            return stage, f"{role} {item.images[role].path}: {reason}" if role else reason
+    return "", ""
 
 
 def _images_read(graph: Graph, job: ChunkJob) -> dict[str, Image]:

@@ -25,7 +25,14 @@ array: any numpy array, stored in Parquet. The stored form loses nothing, so a v
 
 
 class ItemError(Exception):
-    """One item cannot be processed: the sentence says what was found and what to do. The other items go on."""
+    """One item cannot be processed: the sentence says what was found and what to do. The other items go on.
+
+    It follows from the inputs' content and the config alone, so it is remembered by key: the sentence names no path.
+    """
+
+
+class PassingError(ItemError):
+    """One item cannot be processed now, for a reason outside its content (a file that is gone, memory): not remembered."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "E4S_FAULT"):
     os.environ.pop(name, None)
 

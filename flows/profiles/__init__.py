@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tasks.graph import Settings, UsageError
+from tasks.graph import Settings, UsageError, pick_backend
 
 
 def profile_names() -> list[str]:
@@ -20,7 +20,7 @@ def read_profile(name: str) -> Mapping[str, Mapping[str, Any]]:
     try:
         text = Path(name).read_text("utf-8") if name.endswith(".toml") else (files(__name__) / f"{name}.toml").read_text("utf-8")
         return tomllib.loads(text)
-    except (FileNotFoundError, IsADirectoryError):
+    except (OSError, UnicodeDecodeError):
         raise UsageError(f"unknown profile {name!r}; profiles are {', '.join(profile_names())}, or give the path of a .toml file") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"profile {name}: {error}") from None
@@ -36,10 +36,19 @@ def make_settings(profile: str, stages: Sequence[str] = (), changes: Sequence[st
         options[stage] = {name: value for name, value in table.items() if name != "backend"}
         if "backend" in table:
             backends[stage] = table["backend"]
+    return change_settings(Settings(backends, options, device), stages, changes)
+
+
+def change_settings(settings: Settings, stages: Iterable[str], changes: Iterable[str]) -> Settings:
+    """Apply `--stage` and `--set` texts. Raises UsageError."""
+    backends = dict(settings.backends)
+    options = {stage: dict(table) for stage, table in settings.options.items()}
     for text in stages:
         stage, _, backend = text.partition("=")
         if not backend:
             raise UsageError(f"--stage {text!r} must read stage=backend, such as swap=codes")
+        if (backends.get(stage) or pick_backend(stage, None).backend) != backend:
+            options.pop(stage, None)  # the profile's settings belong to the backend that it names
         backends[stage] = backend
     for text in changes:
         name, _, value = text.partition("=")
@@ -47,7 +56,7 @@ def make_settings(profile: str, stages: Sequence[str] = (), changes: Sequence[st
         if not setting or not value:
             raise UsageError(f"--set {text!r} must read stage.setting=value, such as blend.levels=6")
         options.setdefault(stage, {})[setting] = _toml_value(value)
-    return Settings(backends, options, device)
+    return Settings(backends, options, settings.device)
 
 
 def _toml_value(text: str) -> Any:

@@ -46,7 +46,9 @@ def pairs(manifest: str, run: Path, *more: str) -> int:
 
 def fails_with(capsys: Text, *parts: str) -> None:
     """One line on stderr that holds all the parts and no traceback."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("e4s:")]
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    lines = [line for line in printed.splitlines() if line.startswith("e4s:")]
     assert len(lines) == 1, lines
     for part in parts:
         assert part in lines[0]
@@ -208,7 +210,7 @@ def test_the_running_server_has_seen_the_flows(running_server: str, people_folde
     before = len(runs())
     assert pairs(str(people_folder), tmp_path / "run") == 0
     assert len(runs()) == before + 1
-    assert runs()[-1]["state_type"] == "COMPLETED"
+    assert max(runs(), key=lambda run: run["created"])["state_type"] == "COMPLETED"
 
 
 def test_a_server_that_does_not_answer(people_folder: Path, tmp_path: Path, capsys: Text, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +227,7 @@ def test_swap_one_face(people: list[Path], tmp_path: Path, capsys: Text) -> None
     assert main([*arguments[:4], str(tmp_path / "out.jpg"), *arguments[5:]]) == 1
     capsys.readouterr()
     assert main([*arguments, "--face", "3"]) == 2
-    fails_with(capsys, "align: target: face 3 was asked for but 1 face was found")
+    fails_with(capsys, "align: target", "face 3 was asked for but 1 face was found")
 
 
 def test_status_report_cache_doctor_and_models(people_folder: Path, tmp_path: Path, capsys: Text) -> None:
@@ -249,3 +251,77 @@ def test_status_report_cache_doctor_and_models(people_folder: Path, tmp_path: Pa
     assert main(["models", "list"]) == 0
     assert "face_parser*" in capsys.readouterr().out
     shutil.rmtree(run)
+
+
+def test_a_run_with_nothing_to_compute_is_a_run_too(tmp_path: Path, capsys: Text) -> None:
+    manifest = write_csv(tmp_path / "pairs.csv", [("source", "target"), ("missing.png", "missing.png")])
+    assert main(["pairs", manifest, "--run", str(tmp_path / "run"), "--profile", "fast", "--device", "cpu"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["status", str(tmp_path / "run")]) == 2
+    assert "1 failed" in capsys.readouterr().out
+
+
+def test_a_run_folder_can_be_moved_and_read_from_anywhere(
+    people_folder: Path, tmp_path: Path, capsys: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert pairs(str(people_folder), Path("ein Lauf mit ü")) == 0
+    (tmp_path / "here/ein Lauf mit ü").rename(tmp_path / "elsewhere/moved")
+    monkeypatch.chdir(tmp_path)
+    assert main(["cache", "verify", "elsewhere/moved"]) == 0
+    checked = capsys.readouterr().out
+    assert "0 damaged" in checked
+    assert not checked.startswith("0 artifacts")
+    assert main(["report", "elsewhere/moved"]) == 0
+    assert (tmp_path / "elsewhere/moved/report/index.html").read_text().count("<img") == 3 * 13
+    assert pairs(str(people_folder), tmp_path / "elsewhere/moved") == 0
+    assert "3 done before, 0 to do" in capsys.readouterr().err
+
+
+def test_a_report_names_what_is_gone(people_folder: Path, tmp_path: Path, capsys: Text) -> None:
+    run = tmp_path / "run"
+    assert pairs(str(people_folder), run) == 0
+    (run / "outputs/000001.png").unlink()
+    assert main(["report", str(run)]) == 0
+    assert "result: moved or changed" in (run / "report/index.html").read_text()
+
+
+def test_verify_finds_damage_in_what_is_finished_and_mends_it(people_folder: Path, tmp_path: Path, capsys: Text) -> None:
+    run = tmp_path / "run"
+    assert pairs(str(people_folder), run) == 0
+    output = run / "outputs/000001.png"
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    capsys.readouterr()
+    assert pairs(str(people_folder), run) == 0
+    assert "3 done before, 0 to do" in capsys.readouterr().err
+    assert output.read_bytes() != whole
+    assert pairs(str(people_folder), run, "--verify") == 0
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--store", "foo://bucket"], ["store foo://bucket"]),
+        (["--set", "recolor.local_limit=[1.0]"], ["recolor.local_limit must be like"]),
+        (["--set", "paste.feather=nan"], ["paste.feather must be float"]),
+        (["--set", "parse.weights='nothing'"], ["nothing"]),
+        (["--profile", "/etc/passwd/x.toml"], ["unknown profile"]),
+    ],
+)
+def test_more_wrong_settings(arguments: list[str], parts: list[str], people_folder: Path, tmp_path: Path, capsys: Text) -> None:
+    assert pairs(str(people_folder), tmp_path / "run", *arguments) == 1
+    fails_with(capsys, *parts)
+
+
+def test_swap_refuses_to_write_over_another_run(people: list[Path], tmp_path: Path, capsys: Text) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/manifest.parquet").touch()
+    arguments = ["swap", str(people[0]), str(people[1]), "-o", str(tmp_path / "out.png"), "--run"]
+    assert main([*arguments, str(tmp_path / "run")]) == 1
+    fails_with(capsys, "choose another --run")
+    assert main([*arguments, "/proc/e4s-run"]) == 1
+    fails_with(capsys, "cannot be written")

@@ -11,7 +11,7 @@ import pytest
 
 from storage.codec import CodecError, decode_png, encode_png
 from storage.keys import canonical, digest
-from storage.store import Artifact, Damaged, Finished, Store
+from storage.store import Artifact, Damaged, Finished, Store, StoreError
 
 IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 LABELS = np.array([[0, 11], [255, 3]], np.uint8)
@@ -111,6 +111,22 @@ def test_truncated_index_part_finishes_nothing(tmp_path: Path) -> None:
     assert store.lookup(["k" * 64]) == {}
     publish(store)
     assert store.lookup(["k" * 64]).keys() == {"k" * 64}
+
+
+def test_a_cancelled_entry_stays_so_whatever_the_clocks_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    artifact = publish(store)
+    monkeypatch.setattr("storage.store.time.time_ns", lambda: 1)  # another machine, whose clock is behind
+    store.void(artifact)
+    assert store.lookup([artifact.key]) == {}
+    monkeypatch.setattr("storage.store.time.time_ns", lambda: 0)
+    again = publish(store)
+    assert store.lookup([artifact.key]) == {artifact.key: again}
+
+
+def test_a_store_that_cannot_be_opened() -> None:
+    with pytest.raises(StoreError, match="foo"):
+        Store("foo://bucket/store")
 
 
 def test_two_writers_of_one_key_leave_a_readable_artifact(tmp_path: Path) -> None:

@@ -163,12 +163,12 @@ def test_faces_are_counted_from_the_largest(align: Any, people: list[Path]) -> N
     frame = place([(read(people[0], 200), 20, 20), (read(people[1], 600), 200, 300), (read(people[2], 400), 450, 950)])
     scales = [scale_of(align(frame, face_index)["crop_to_frame"]) for face_index in range(3)]
     np.testing.assert_allclose(np.array(scales) * 1024, (600, 400, 200), rtol=0.1)
-    with pytest.raises(ItemError, match=r"face 3 was asked for but 3 faces were found .*--face 0 to 2"):
+    with pytest.raises(ItemError, match=r"face 3 was asked for but 3 faces were found: choose --face 0 to 2"):
         align(frame, 3)
 
 
 def test_face_index_beyond_the_only_face(align: Any, people: list[Path]) -> None:
-    with pytest.raises(ItemError, match=r"face 1 was asked for but 1 face was found in .*frame.png: choose --face 0"):
+    with pytest.raises(ItemError, match=r"face 1 was asked for but 1 face was found: choose --face 0"):
         align(read(people[0], 512), 1)
     with pytest.raises(ItemError, match="counted from 0"):
         align(read(people[0], 512), -1)
@@ -205,7 +205,7 @@ def test_tiny_face(align: Any, people: list[Path]) -> None:
     crop_to_frame = align(frame)["crop_to_frame"]
     assert scale_of(crop_to_frame) * 1024 == pytest.approx(100, rel=0.12)
     np.testing.assert_allclose(transform_points(crop_to_frame, [(511.5, 511.5)]), [(649.5, 349.5)], atol=6)
-    with pytest.raises(ItemError, match=r"face 0 in .* is \d\d px wide but 80 px are needed: .*min_face"):
+    with pytest.raises(ItemError, match=r"face 0 is \d\d px wide but 80 px are needed: .*min_face"):
         align(frame, min_face=80)
 
 
@@ -247,7 +247,7 @@ def test_the_same_face_from_any_kind_of_file(align: Any, people: list[Path], tmp
 @pytest.mark.parametrize("kind", ["noise", "landscape"])
 def test_no_face(align: Any, kind: str) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8) if kind == "noise" else BACKDROP[:300, :400]
-    with pytest.raises(ItemError, match=r"no face found in .*frame.png: give a picture"):
+    with pytest.raises(ItemError, match=r"no face found: give a picture"):
         align(frame)
 
 

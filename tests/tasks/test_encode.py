@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tasks.encode import BACKENDS, STAGE, EncodeConfig
+from tasks.encode import BACKENDS, STAGE, EncodeConfig, Manifests
 from tasks.frame import ImageFile, hash_file
 from tasks.stage import ItemError, Outputs
 
 
 def encode(path: Path) -> Outputs | ItemError:
-    (result,) = STAGE.run(None, EncodeConfig(), [{"image": ImageFile(str(path), hash_file(str(path)))}])
+    (result,) = STAGE.run(Manifests(), EncodeConfig(), [{"image": ImageFile(str(path), hash_file(str(path)))}])
     return result
 
 

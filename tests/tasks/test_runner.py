@@ -95,11 +95,11 @@ def test_a_bad_item_fails_alone_and_is_remembered(graph: Graph, tmp_path: Path) 
     result = run(graph, store, items)
     assert [(o.id, o.stage, o.reason) for o in result.outcomes] == [
         ("good", "", ""),
-        ("bad", "mean", "target: all white"),
+        ("bad", "mean", f"target {tmp_path}/255.png: all white"),
         ("also", "", ""),
     ]
     again = run(graph, store, items)
-    assert again.outcomes[1].reason == "target: all white"
+    assert again.outcomes[1].reason == result.outcomes[1].reason
     assert sum(again.computed.values()) == 0
 
 
@@ -162,3 +162,31 @@ def test_an_input_that_changes_while_running_fails_with_that_reason(graph: Graph
     (tmp_path / "2.png").write_bytes(encode_png(np.zeros((2, 2, 3), np.uint8)))
     result = run(graph, Store(str(tmp_path / "store")), [planned])
     assert "was changed while running" in result.outcomes[0].reason
+
+
+def test_a_file_that_was_away_is_read_when_it_is_back(graph: Graph, tmp_path: Path) -> None:
+    planned, store = item(tmp_path, "one", 1, 2), Store(str(tmp_path / "store"))
+    (tmp_path / "2.png").rename(tmp_path / "away.png")
+    assert "does not exist" in run(graph, store, [planned]).outcomes[0].reason
+    (tmp_path / "away.png").rename(tmp_path / "2.png")
+    assert run(graph, store, [planned]).outcomes[0].reason == ""
+
+
+def test_what_was_computed_before_an_interruption_is_kept(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painted = []
+
+    def interrupted(model: None, config: Empty, inputs: Inputs) -> Outputs:
+        if painted:
+            raise KeyboardInterrupt
+        painted.append(1)
+        return paint(model, config, inputs)
+
+    monkeypatch.setitem(graph.stages, "paint", replace(STAGES["paint"], run=each(interrupted)))
+    store = Store(str(tmp_path / "store"))
+    items = [item(tmp_path, "one", 1, 2), item(tmp_path, "two", 3, 4)]
+    with pytest.raises(KeyboardInterrupt):
+        run(graph, store, items)
+    monkeypatch.undo()
+    monkeypatch.setattr("tasks.graph.backends", lambda stage: {"toy": STAGES[stage]})
+    stages = sorted(artifact.stage for artifact in store.all())
+    assert stages == ["mean"] * 4 + ["paint"] + ["sum"] * 2

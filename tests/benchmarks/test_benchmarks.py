@@ -1,0 +1,45 @@
+"""Every benchmark runs in its quick size and ends with its RESULT lines; ratios of time are not asserted here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.result import Results
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "timed"),
+    [
+        ("generator", ["equal_codes_difference"], ["regional_over_plain"]),
+        ("overhead", ["same_bytes"], ["planning_ms_per_pair", "flow_over_loop"]),
+    ],
+)
+def test_quick_size_runs(name: str, exact: list[str], timed: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = dict(re.findall(rf"^RESULT {name}\.(\w+) = .*: (ok|short)$", done.stdout, re.M))
+    assert found.keys() == {*exact, *timed}, done.stderr
+    assert [found[claim] for claim in exact] == ["ok"] * len(exact)
+    assert done.returncode == int("short" in found.values())
+    assert done.stdout.splitlines()[-1].startswith("RESULT")
+
+
+def test_claims(capsys: pytest.CaptureFixture[str]) -> None:
+    results = Results("toy")
+    assert results.claim("low", 1.0, 1.1)
+    assert results.exit_code() == 0
+    assert not results.claim("high", 0.5, 0.9, ">=")
+    assert not results.claim("nothing", float("nan"), 1.0)
+    assert results.exit_code() == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "RESULT toy.low = 1 (target <= 1.1): ok",
+        "RESULT toy.high = 0.5 (target >= 0.9): short",
+        "RESULT toy.nothing = nan (target <= 1): short",
+    ]
