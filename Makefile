@@ -12,7 +12,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "making the environment in $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 install: $(VENV)/.installed
@@ -28,6 +28,7 @@ demo: weights
 	@echo "open $(DEMO)/report/index.html and $(DEMO)/codes/report/index.html"
 
 test: weights
+	@$(BIN)/e4s models pull realesrgan_param realesrgan_bin
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install

@@ -432,7 +432,7 @@ def _remedy(entry: Weight) -> str:
 def _mismatch(entry: Weight, path: Path) -> DigestMismatch:
     return DigestMismatch(
         f"{path} is not the declared {entry.name}: expected {entry.size} bytes with sha256 {entry.sha256}, got {path.stat().st_size} "
-        f"bytes with sha256 {_sha256(path)}; remove it, then {_remedy(entry)}"
+        f"bytes with sha256 {_sha256(path)}; {_remedy(entry)}"
     )
 
 

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"e4s: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ne4s: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
+        kept = "what is finished is kept, the same command continues" if getattr(parsed, "run", "") else "repeat the command"
+        print(f"\ne4s: interrupted; {kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--run", required=True, help="run folder: outputs, manifest, report, intermediates")
     pairs.add_argument("--no-report", action="store_true", help="do not write report/index.html at the end")
     _add_pipeline(pairs)
-    pairs.add_argument("--chunk", type=int, default=16, help="pairs per chunk")
+    pairs.add_argument("--chunk", type=int, default=16, help="pairs per chunk, 16 if not given: what is in memory at once")
     pairs.add_argument("--workers", type=int, default=0, help="pairs that a stage works on at once where it can (default: one per core)")
     pairs.add_argument("--fail-fast", action="store_true", help="stop after the first chunk in which a pair failed")
     pairs.add_argument("--verify", action="store_true", help="check the digest of everything finished before going on")
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
     synth = commands.add_parser("synth", help="make synthetic people to try it on", epilog=EXIT_CODES)
     synth.add_argument("--out", required=True, help="folder (people, pairs) or .mp4 file (--clip)")
-    synth.add_argument("--count", type=int, default=0, help="how many people (default: as many as --pairs needs, else 8)")
+    synth.add_argument("--count", type=int, help="how many people (default: as many as --pairs, at least 8)")
     synth.add_argument("--pairs", type=int, default=0, help="also write pairs.parquet with this many pairs of them")
     synth.add_argument("--clip", action="store_true", help="make a moving, sounding clip of one person instead")
     synth.add_argument("--seconds", type=float, default=3.0, help="length of the clip, s")
@@ -146,7 +147,12 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=codes")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="a setting, such as blend.levels=6")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
-    parser.add_argument("--keep", choices=("all", "resume", "final"), default="all", help="which intermediates outlive the run")
+    parser.add_argument(
+        "--keep",
+        choices=("all", "resume", "final"),
+        default="all",
+        help="intermediates that are stored: all (default); resume: per-image work and results; final: results only",
+    )
     parser.add_argument("--store", default="", help="artifact store, a folder or URL (default: RUN/store); share one between runs")
     parser.add_argument("--face", type=int, default=0, help="which face of the target picture, 0 = largest")
     parser.add_argument("--source-face", type=int, default=0, help="which face of the source picture, 0 = largest")
@@ -241,10 +247,12 @@ def _pairs(arguments: argparse.Namespace) -> int:
         for row in plan.rows.values():
             if row.status == "failed":
                 print(f"e4s: pair {row.id} failed: {row.stage}: {row.reason}", file=sys.stderr)
-        if not arguments.no_report and (plan.todo or not (plan.folder.path / "report/index.html").exists()):
+        page = plan.folder.path / "report/index.html"
+        if not arguments.no_report and (plan.todo or not page.exists()):
             from flows.report import write_report
 
-            print(f"report: {write_report(plan.folder)}")
+            page = write_report(plan.folder)
+        print(f"outputs: {plan.folder.outputs}" + ("" if arguments.no_report else f", report: {page}"))
         return code
     finally:
         plan.close()
@@ -260,11 +268,12 @@ def _synth(arguments: argparse.Namespace) -> int:
             if arguments.clip:
                 make_clip(seed, out, seconds=arguments.seconds, truncation=truncation, progress=progress)
             else:
-                count = arguments.count or max(8, arguments.pairs)
+                count = max(8, arguments.pairs) if arguments.count is None else arguments.count
                 make_people(count, seed, out, truncation=truncation, pairs=arguments.pairs, progress=progress)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    print(arguments.out)
+    what = "a clip" if arguments.clip else f"{count} people" + (f" and {arguments.pairs} pairs" if arguments.pairs else "")
+    print(f"{what} in {arguments.out}")
     return 0
 
 

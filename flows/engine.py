@@ -10,7 +10,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Protocol
 
-from e4s_models.weights import weight_path
+from e4s_models.weights import WeightsError, weight_path
 from flows.plan import Plan, export, record
 from storage.faults import fault_point
 from storage.run import Row
@@ -62,9 +62,21 @@ def use_threads(count: int) -> None:
 
 
 def require_weights(plan: Plan) -> None:
-    """Check that the weights of the plan's stages are here and whole. Raises WeightsError."""
+    """Check that the weights of the plan's stages are here and whole. Raises WeightsError that names all that are not."""
+    problems: dict[str, WeightsError] = {}
     for name in plan.graph.weights() if plan.todo else ():
-        weight_path(name)
+        try:
+            weight_path(name)
+        except WeightsError as error:
+            problems[name] = error
+    if len(problems) == 1:
+        raise next(iter(problems.values()))
+    if problems:
+        names = " ".join(problems)
+        raise WeightsError(
+            f"{len(problems)} weight files are missing or damaged; run `e4s models pull {names}`, or without a network "
+            f"`e4s models pull --from FOLDER {names}` (it says which files the folder must hold)"
+        )
 
 
 def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[], None]], None] = direct_call) -> Summary:

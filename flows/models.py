@@ -32,7 +32,9 @@ def pull_weights(names: Sequence[str], folder: str) -> int:
 def verify_weights(names: Sequence[str]) -> int:
     states = verify(names or None)
     for name, state in states.items():
-        print(f"{name}: {state}")
+        print(f"{name}{'*' if name in DEFAULT_WEIGHTS else ''}: {state}")
+    if not names:
+        print("(* = needed by the default profile; the others are for options and evaluation)")
     wanted = names or DEFAULT_WEIGHTS
     bad = [name for name in wanted if states[name] != "ok"] + [n for n, state in states.items() if state == "damaged" and n not in wanted]
     if bad:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -224,6 +224,7 @@ def make_plan(request: Request) -> Plan:
         known = _verified(store, known)
     todo = [item for item in items if not _finished(folder, store, rows[item.id], known)]
     todo = [item for item in todo if not _failed_before(graph, rows[item.id], item, known)]
+    _remove_stale(folder, before.values(), rows)
     done = sum(row.status == "done" for row in rows.values())
     return Plan(request, graph, store, folder, rows, todo, known, done, time.perf_counter() - began, lock)
 
@@ -333,6 +334,17 @@ def _failed_before(graph: Graph, row: Row, item: Item, known: dict[str, Artifact
     if row.stage:
         row.status = "failed"
     return bool(row.stage)
+
+
+def _remove_stale(folder: RunFolder, before: Iterable[Row], rows: Mapping[str, Row]) -> None:
+    """Remove outputs that an earlier manifest lists and this one does not hold as done: made with other inputs or settings.
+
+    The results themselves stay in the store.
+    """
+    kept = {row.output for row in rows.values() if row.status == "done"}
+    for row in before:
+        if row.output and row.output not in kept:
+            (folder.path / row.output).unlink(missing_ok=True)
 
 
 def _stands(folder: RunFolder, row: Row, verify: bool) -> bool:

@@ -24,10 +24,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def plural(number: int, noun: str) -> str:
+    """1 pair, 2 pairs."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def opening(plan: Plan) -> str:
     """What is done, what is to do."""
     failed = sum(row.status == "failed" for row in plan.rows.values())
-    text = f"{len(plan.rows)} pairs: {plan.done_before} done before, {len(plan.todo)} to do"
+    text = f"{plural(len(plan.rows), 'pair')}: {plan.done_before} done before, {len(plan.todo)} to do"
     return text + (f", {failed} cannot be done" if failed else "")
 
 
@@ -53,7 +58,7 @@ class _Rate:
 
 
 class Lines:
-    """For logs: a line on stderr per chunk, and every 30 s within one."""
+    """For logs: a line on stderr per chunk, and every 10 s within one."""
 
     def begin(self, plan: Plan) -> None:
         self.rate = _Rate(len(plan.todo))
@@ -65,7 +70,7 @@ class Lines:
 
     def within(self, items: float) -> None:
         self.rate.within = items
-        if time.monotonic() - self.printed > 30:
+        if time.monotonic() - self.printed > 10:
             self._print(f" ({self.node})")
 
     def advance(self, rows: list[Row]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.report import PairPictures, Picture, Report, render, show_regions, thumbnail
 from flows.finished import FinishedRun
-from flows.progress import duration
+from flows.progress import duration, plural
 from storage.run import Row, RunFolder
 from storage.store import Artifact, Damaged, write_atomic
 from tasks.frame import ImageFile
@@ -48,7 +48,7 @@ def write_report(folder: RunFolder, limit: int = 24) -> Path:
     report = Report(
         title=f"e4s pairs: {folder.path.name}",
         summary=[
-            f"{len(rows)} pairs: {counts['done']} done, {counts['failed']} failed, {counts['left']} left. "
+            f"{plural(len(rows), 'pair')}: {counts['done']} done, {counts['failed']} failed, {counts['left']} left. "
             f"{duration(total)} of computing on {run.settings['device']}, {run.settings['cpu_threads']} cores.",
             *([f"The first {limit} finished pairs are shown."] if len(done) > limit else []),
         ],

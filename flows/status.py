@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.plan import open_store
-from flows.progress import duration
+from flows.progress import duration, plural
 from storage.run import RunFolder
 from storage.store import Damaged, Store
 from tasks.graph import UsageError
@@ -21,7 +21,7 @@ def print_status(run: str) -> int:
     rows = folder.read_rows()
     counts = Counter(row.status for row in rows)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{folder.path}: {len(rows)} pairs: {counts['done']} done, {counts['failed']} failed, {counts['left']} left")
+    console.print(f"{folder.path}: {plural(len(rows), 'pair')}: {counts['done']} done, {counts['failed']} failed, {counts['left']} left")
     console.print(
         f"profile {settings['request']['profile']}, device {settings['device']}, store {open_store(folder, settings['store']).url}"
     )

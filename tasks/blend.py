@@ -21,8 +21,8 @@ class BlendConfig:
     feather_hole: float = 0.0  # likewise at the mismatch region; 0: a hard edge, for `inpaint` fills it from this side
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"levels must be at least 1, got {self.levels}")
+        if not 1 <= self.levels <= 10:
+            raise ValueError(f"levels must be 1 to 10, got {self.levels}")
 
 
 def multiband_blend(full: Array, other: Array, mask: Array, levels: int = 10) -> UInt8:

@@ -120,7 +120,7 @@ def _open(file: IO[bytes], path: str, max_pixels: int) -> Iterator[Image.Image]:
             width, height = image.size
             if width * height > max_pixels:
                 raise ItemError(
-                    f"{path} claims {width} x {height} px, more than the limit of {max_pixels} px: shrink it, or raise max_pixels."
+                    f"{path} claims {width} x {height} px, more than the limit of {max_pixels} px: shrink it, or raise --max-pixels."
                 )
             yield image
     except ItemError:

@@ -81,14 +81,17 @@ def paste(pixels: Pixels, face: UInt8, weights: Float32, crop_to_frame: Matrix) 
 def _paste(model: None, config: PasteConfig, inputs: Inputs) -> Outputs:
     """Reads `image`, `face` (S, S, 3) and `mask` (S, S) uint8, `crop_to_frame` (3, 3); writes `result`: the frame, RGB or RGBA."""
     frame = inputs["image"].read()
-    result = paste(frame.pixels, inputs["face"], feather(inputs["mask"], config), inputs["crop_to_frame"])
+    face = inputs["face"]
+    if (frame.pixels[..., :1] == frame.pixels).all():  # a gray frame stays gray
+        face = np.repeat(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    result = paste(frame.pixels, face, feather(inputs["mask"], config), inputs["crop_to_frame"])
     return {"result": result if frame.alpha is None else np.dstack((result, frame.alpha))}
 
 
 STAGE = Stage(
     name="paste",
     backend="feather",
-    version=1,
+    version=2,
     config=PasteConfig,
     run=each(_paste),
     reads=("image", "face", "mask", "crop_to_frame"),

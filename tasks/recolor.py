@@ -35,6 +35,7 @@ class GuidedConfig:
     least_contrast: float = 0.6  # share of its contrast that a face in hard light keeps at least
     side_smooth: float = 0.05  # standard deviation of the one-sided part of the change, as a fraction of the side
     side_limit: float = 1.0  # nats, furthest that part may go
+    highlight: float = 1.12  # times the skin's level: light above this is mirrored and is not amplified
     max_gain: float = 6.0  # largest gain of linear light, up or down
     keep_white: float = 0.6  # share of the change of hue, and half that of a brightening, that eyes and teeth are spared
     keep_dark: float = 0.5  # share of a brightening that the darkest features (brows, beard, lashes) are spared
@@ -211,9 +212,11 @@ def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
     change = np.asarray(cv2.resize(field, (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC), np.float32)[box]
     target_mouth = inputs["target_face"][inputs["target_regions"] == Region.MOUTH]
     change = _spare_white(change, swapped[box], inputs["swapped_regions"][box], target_mouth, 0.002 * max(mask.shape), config)
+    white = np.isin(inputs["swapped_regions"][box], (Region.EYES, Region.MOUTH)).astype(np.float32)  # bright by nature, not by a lamp
+    mirrors = 1 - np.asarray(cv2.GaussianBlur(white, (0, 0), 0.002 * max(mask.shape)), np.float32)
     contrast = skin_contrast(swapped, skin, inputs["target_face"], target_skin, config)
     level = cv2.resize(light_level(swapped, skin, config.side), (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC)[box]
-    changed = _apply(swapped[box], change, np.asarray(level, np.float32), contrast, config)
+    changed = _apply(swapped[box], change, np.asarray(level, np.float32), mirrors, contrast, config)
     recolored[box] = np.where(mask[box][..., None], changed, swapped[box])
     return {"recolored": recolored}
 
@@ -269,7 +272,7 @@ def light_level(image: UInt8, skin: npt.NDArray[np.bool_], side: int) -> Float32
     return np.asarray(np.exp(np.clip(field, bright.min(), bright.max())), np.float32)
 
 
-def _apply(image: UInt8, change: Float32, level: Float32, contrast: float, config: GuidedConfig) -> UInt8:
+def _apply(image: UInt8, change: Float32, level: Float32, mirrors: Float32, contrast: float, config: GuidedConfig) -> UInt8:
     """Apply a change of log light; features darker than the skin around them are spared part of a brightening, highlights are
     compressed instead of clipped."""
     linear = _to_linear()[image]
@@ -279,7 +282,10 @@ def _apply(image: UInt8, change: Float32, level: Float32, contrast: float, confi
     dark = 1 - np.clip((luminance / np.maximum(level, _DARKEST) - 0.1) / 0.5, 0, 1)  # 1: a tenth of the skin's light, 0: above six tenths
     share = 1 - config.keep_dark * dark
     change = np.where(change > 0, change * share[..., None], change)
-    bright = linear * np.exp(change)
+    # Light mirrored by the skin's surface does not take part in its tone: brighter skin has no brighter highlights.
+    shine = np.maximum(luminance / (config.highlight * np.maximum(level, _DARKEST)), 1)
+    matt = linear / (1 + mirrors * (shine - 1))[..., None]
+    bright = matt * np.exp(change) + (linear - matt) * np.exp(np.minimum(change, 0))
     knee = np.maximum(linear, 0.7)  # what was brighter before may stay so
     over = np.maximum(bright - knee, 0)
     room = 1 - knee + 1e-6

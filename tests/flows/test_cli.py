@@ -325,3 +325,28 @@ def test_swap_refuses_to_write_over_another_run(people: list[Path], tmp_path: Pa
     fails_with(capsys, "choose another --run")
     assert main([*arguments, "/proc/e4s-run"]) == 1
     fails_with(capsys, "cannot be written")
+
+
+def test_an_output_that_no_longer_stands_for_its_row_is_removed(people: list[Path], tmp_path: Path) -> None:
+    run, manifest = tmp_path / "run", tmp_path / "pairs.csv"
+    write_csv(manifest, [("id", "source", "target"), ("a", people[0], people[1]), ("b", people[1], people[0])])
+    assert pairs(str(manifest), run) == 0
+    (run / "outputs/mine.txt").touch()
+    write_csv(manifest, [("id", "source", "target", "target_face"), ("a", people[0], people[1], 5)])
+    assert pairs(str(manifest), run) == 2
+    assert [path.name for path in (run / "outputs").iterdir()] == ["mine.txt"]
+    write_csv(manifest, [("id", "source", "target"), ("a", people[0], people[1]), ("b", people[1], people[0])])
+    assert pairs(str(manifest), run) == 0  # taken from the store again
+    assert len(list((run / "outputs").glob("*.png"))) == 2
+
+
+def test_files_where_run_folders_are_expected(tmp_path: Path, capsys: Text) -> None:
+    (tmp_path / "file").touch()
+    for command in ("status", "report"):
+        assert main([command, str(tmp_path / "file")]) == 1
+        fails_with(capsys, "file/run.json")
+
+
+def test_synth_says_what_it_made_and_refuses_nothing(tmp_path: Path, capsys: Text) -> None:
+    assert main(["synth", "--count", "0", "--out", str(tmp_path / "people")]) == 1
+    fails_with(capsys, "count")

@@ -82,5 +82,5 @@ def test_stage_leaves_what_is_far_and_takes_what_is_inside() -> None:
 
 
 def test_levels_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="1 to 10, got 0"):
         BlendConfig(levels=0)

@@ -18,7 +18,6 @@ def test_none_is_the_default_and_passes_the_face_on() -> None:
 
 
 def test_realesrgan_keeps_the_face_and_its_size(people: list[Path]) -> None:
-    pytest.importorskip("ncnn", reason="the extra e4s[realesrgan] is not installed")
     face = cv2.resize(np.asarray(cv2.imread(str(people[0])))[..., ::-1], (160, 128), interpolation=cv2.INTER_AREA)
     config = RealESRGANConfig(side=40)
     network = REALESRGAN.load(config, "cpu")

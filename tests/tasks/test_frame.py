@@ -211,7 +211,7 @@ def test_folder_and_odd_path() -> None:
 
 def test_pixel_limit_holds_when_reading_too(tmp_path: Path) -> None:
     path = write(tmp_path / "bomb.png", png(50_000, 50_000, 8, 2, b""))
-    with pytest.raises(ItemError, match=r"more than the limit of 120000000 px.*max_pixels"):
+    with pytest.raises(ItemError, match=r"more than the limit of 120000000 px.*--max-pixels"):
         image_file(path).read()
     Image.fromarray(STEPS).save(tmp_path / "six.png")
     assert probe(str(tmp_path / "six.png"), max_pixels=6) == (2, 3)

@@ -201,3 +201,17 @@ def test_what_does_not_fit_is_refused() -> None:
             paste(frame, face, weights, matrix)
     with pytest.raises(ValueError, match=r"fractions .* got 0.008 and 2"):
         PasteConfig(feather=2.0)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_gray_frame_stays_gray(tmp_path: Path, depth: type) -> None:
+    frame = RANDOM.integers(0, np.iinfo(depth).max, (60, 60)).astype(depth)
+    path = tmp_path / "gray.png"
+    assert cv2.imwrite(str(path), frame)
+    face = np.zeros((40, 40, 3), np.uint8)
+    face[..., 0] = 200  # red
+    result = run(path, face, disc(40, 12), place(1, 0, 10, 10))
+    assert result.dtype == depth
+    assert (result == result[..., :1]).all()
+    red = round(0.299 * 200) * (257 if depth == np.uint16 else 1)
+    assert abs(int(result[30, 30, 0]) - red) <= 257
