@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from e4s_models.checks import check_shape
+from e4s_models.published import Array, Case, Published
 
 NUM_CLASSES = 19
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB in [0, 1]
@@ -150,3 +151,12 @@ class FaceParser(nn.Module):
         parser = cls()
         load_strict(parser, load_state_dict(weights), weights)
         return parser.to(device).eval().requires_grad_(False)
+
+
+def _run_reference(parser: nn.Module, case: Case) -> dict[str, Array]:
+    faces = torch.from_numpy(case["image_u8"]).permute(2, 0, 1)[None] / 127.5 - 1
+    logits = parser(faces)
+    return {"logits_sub": logits[:, :, ::16, ::16].numpy(), "argmax_u8": logits[0].argmax(0).to(torch.uint8).numpy()}
+
+
+PUBLISHED_BISENET = Published(name="bisenet", file="faceseg/79999_iter.pth", build=FaceParser, run=_run_reference)

@@ -130,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("names", nargs="*")
     verify.set_defaults(command=_models_verify)
 
+    check = actions.add_parser("check-reference", help="compare our networks with vectors of the published code; exit 1 if any differs")
+    check.add_argument("folder", help="folder with NAME.json and NAME_case0.npz")
+    check.set_defaults(command=_models_check)
+
     cache = commands.add_parser("cache", help="artifacts of a store: list, verify", epilog=EXIT_CODES)
     cache_actions = cache.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
     for name, text in (("list", "count and size by stage"), ("verify", "check every digest; what is damaged will be computed again")):
@@ -317,6 +321,12 @@ def _models_verify(arguments: argparse.Namespace) -> int:
     from flows.models import verify_weights
 
     return verify_weights(arguments.names)
+
+
+def _models_check(arguments: argparse.Namespace) -> int:
+    from flows.reference import check_all
+
+    return check_all(arguments.folder)
 
 
 def _cache(arguments: argparse.Namespace) -> int:
