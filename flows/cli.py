@@ -130,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("names", nargs="*")
     verify.set_defaults(command=_models_verify)
 
+    add = actions.add_parser("add", help="convert the authors' checkpoint files, verified ever after")
+    add.add_argument("names", nargs="*", help="networks (default: all that the folder holds)")
+    add.add_argument("--from", dest="folder", required=True, help="the authors' checkpoint folder")
+    add.add_argument("--replace", action="store_true", help="accept a file that differs from the one first imported")
+    add.set_defaults(command=_models_add)
     check = actions.add_parser("check-reference", help="compare our networks with vectors of the published code; exit 1 if any differs")
     check.add_argument("folder", help="folder with NAME.json and NAME_case0.npz")
     check.set_defaults(command=_models_check)
@@ -321,6 +326,12 @@ def _models_verify(arguments: argparse.Namespace) -> int:
     from flows.models import verify_weights
 
     return verify_weights(arguments.names)
+
+
+def _models_add(arguments: argparse.Namespace) -> int:
+    from flows.models import add_published
+
+    return add_published(arguments.folder, arguments.names, arguments.replace)
 
 
 def _models_check(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from e4s_models.added import add, verify_added
+from e4s_models.published import published
 from e4s_models.weights import DEFAULT_WEIGHTS, WEIGHTS, pull, verify
 
 
@@ -29,14 +31,34 @@ def pull_weights(names: Sequence[str], folder: str) -> int:
     return 0
 
 
+def add_published(folder: str, names: Sequence[str], replace: bool) -> int:
+    """Convert published checkpoints; 2 if a named one is not in the folder."""
+    states = add(Path(folder), names, replace=replace)
+    for name, state in states.items():
+        print(f"{name}: {state}" + (f" ({published(name).file} is not in {folder})" if state == "absent" else ""))
+    absent = [name for name in states if states[name] == "absent"]
+    if not names and len(absent) < len(states):
+        absent = []  # a folder need not hold all of them
+    if absent:
+        print(f"e4s: {folder}: holds no file of {', '.join(absent)}", file=sys.stderr)
+    return 2 if absent else 0
+
+
 def verify_weights(names: Sequence[str]) -> int:
     states = verify(names or None)
     for name, state in states.items():
         print(f"{name}{'*' if name in DEFAULT_WEIGHTS else ''}: {state}")
-    if not names:
-        print("(* = needed by the default profile; the others are for options and evaluation)")
     wanted = names or DEFAULT_WEIGHTS
-    bad = [name for name in wanted if states[name] != "ok"] + [n for n, state in states.items() if state == "damaged" and n not in wanted]
+    bad = [name for name, state in states.items() if state == "damaged" or (name in wanted and state != "ok")]
     if bad:
         print(f"e4s: {', '.join(bad)}: not usable; run `e4s models pull {' '.join(bad)}`", file=sys.stderr)
-    return 2 if bad else 0
+    if names:
+        return 2 if bad else 0
+    print("(* = needed by the default profile; the others are for options and evaluation)")
+    added = {name: state for name, state in verify_added().items() if state != "absent"}
+    for name, state in added.items():
+        print(f"published {name}: {state}")
+    changed = [name for name, state in added.items() if state == "damaged"]
+    if changed:
+        print(f"e4s: published {', '.join(changed)}: not usable; run `e4s models add --from FOLDER {' '.join(changed)}`", file=sys.stderr)
+    return 2 if bad or changed else 0
