@@ -56,8 +56,8 @@ def verify_weights(names: Sequence[str]) -> int:
         return 2 if bad else 0
     print("(* = needed by the default profile; the others are for options and evaluation)")
     added = {name: state for name, state in verify_added().items() if state != "absent"}
-    for name, state in added.items():
-        print(f"published {name}: {state}")
+    for name, found in added.items():
+        print(f"published {name}: {found}")
     changed = [name for name, state in added.items() if state == "damaged"]
     if changed:
         print(f"e4s: published {', '.join(changed)}: not usable; run `e4s models add --from FOLDER {' '.join(changed)}`", file=sys.stderr)
