@@ -29,7 +29,7 @@ demo: weights
 
 test: weights
 	@$(BIN)/e4s models pull realesrgan_param realesrgan_bin
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	@$(BIN)/ruff check .

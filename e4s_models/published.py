@@ -25,6 +25,13 @@ Case = Mapping[str, Array]
 
 PUBLISHED = {
     "bisenet": "e4s_models.face_parser",
+    "codeformer": "e4s_models.codeformer",
+    "gpen": "e4s_models.gpen",
+    "hopenet": "e4s_models.hopenet",
+    "inpaint": "e4s_models.inpaint_net",
+    "irse50": "e4s_models.irse50",
+    "recolor": "e4s_models.recolor_net",
+    "rgi": "e4s_models.rgi",
 }
 """Reference name -> the module whose `PUBLISHED_<NAME>` declares it."""
 
