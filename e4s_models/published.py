@@ -26,6 +26,7 @@ Case = Mapping[str, Array]
 PUBLISHED = {
     "bisenet": "e4s_models.face_parser",
     "codeformer": "e4s_models.codeformer",
+    "facevid2vid": "e4s_models.facevid2vid",
     "gpen": "e4s_models.gpen",
     "hopenet": "e4s_models.hopenet",
     "inpaint": "e4s_models.inpaint_net",
