@@ -199,7 +199,7 @@ def make_plan(request: Request) -> Plan:
     lock = _lock(folder)
     store = open_store(folder, request.store)
     images = _find_images(pairs, request.max_pixels)
-    rows, items, final_keys = {}, [], {}
+    rows, items = {}, []
     before = {row.id: row for row in folder.read_rows()}
     for pair in pairs:
         row = rows[pair.id] = Row(
@@ -212,7 +212,7 @@ def make_plan(request: Request) -> Plan:
             continue
         item = _item(pair, found)
         row.source_sha256, row.target_sha256 = item.images["source"].sha256, item.images["target"].sha256
-        row.key = final_keys[pair.id] = graph.works(item)[graph.final[0], ""].key
+        row.key = graph.works(item)[graph.final[0], ""].key
         earlier = before.get(pair.id)
         if earlier and earlier.status == "done" and earlier.key == row.key and _stands(folder, earlier, request.verify):
             made = ("status", "output", "output_sha256", "output_size", "seconds")

@@ -176,9 +176,7 @@ class _ChunkRun:
         self.spent: dict[str, float] = defaultdict(float)  # key -> seconds
         self.pending: list[Future[list[Artifact]]] = []
         self.result = ChunkResult([], [], defaultdict(int), defaultdict(float), [])
-        works = [self.graph.works(item) for item in job.items]
-        self.finals = [by_node[self.graph.final[0], ""].key for by_node in works]
-        self.works = {work.key: work for by_node in works for work in by_node.values()}
+        works, self.finals, self.works = _chunk_works(self.graph, job)
         self.works_of = {item.id: by_node for item, by_node in zip(job.items, works, strict=True)}
 
     def carry_through(self, call: Call) -> None:
@@ -343,10 +341,16 @@ def failure(item: Item, works: Mapping[Ref, Work], failed: Mapping[str, tuple[st
     return "", ""
 
 
+def _chunk_works(graph: Graph, job: ChunkJob) -> tuple[list[dict[Ref, Work]], list[str], dict[str, Work]]:
+    """A chunk's work item by item, the keys of its final artifacts, and all its work by key."""
+    works = [graph.works(item) for item in job.items]
+    finals = [by_node[graph.final[0], ""].key for by_node in works]
+    return works, finals, {work.key: work for by_node in works for work in by_node.values()}
+
+
 def _images_read(graph: Graph, job: ChunkJob) -> dict[str, Image]:
     """The pictures that a chunk's missing work reads."""
-    works = {work.key: work for item in job.items for work in graph.works(item).values()}
-    finals = [graph.works(item)[graph.final[0], ""].key for item in job.items]
+    _, finals, works = _chunk_works(graph, job)
     read = {ref[0] for work in needed(works, finals, job.known) for ref in work.reads.values() if ref[1] == "image"}
     return {image.sha256: image for item in job.items for image in item.images.values() if image.sha256 in read}
 
