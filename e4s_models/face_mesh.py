@@ -61,7 +61,7 @@ BLENDSHAPE_NAMES = (
 """The network's output order (ARKit's names)."""
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+def message_fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Read one level of a protobuf message: (field number, int, or bytes of a fixed32, fixed64 or length-delimited value)."""
 
     def varint(at: int) -> tuple[int, int]:
@@ -95,14 +95,14 @@ def read_geometry(message: bytes) -> tuple[Float32, Int32, Float32]:
     """
     mesh = b""
     weights = np.zeros(NUM_VERTICES, np.float32)
-    for number, value in _fields(message):
+    for number, value in message_fields(message):
         if number == 1:
             mesh = value
         elif number == 2:
-            landmark = dict(_fields(value))
+            landmark = dict(message_fields(value))
             weights[landmark[1]] = struct.unpack("<f", landmark[2])[0]
-    floats = [struct.unpack("<f", value)[0] for number, value in _fields(mesh) if number == 3]  # x y z u v per vertex
-    indices = [value for number, value in _fields(mesh) if number == 4]
+    floats = [struct.unpack("<f", value)[0] for number, value in message_fields(mesh) if number == 3]  # x y z u v per vertex
+    indices = [value for number, value in message_fields(mesh) if number == 4]
     if len(floats) != 5 * NUM_VERTICES or len(indices) % 3 or not weights.any():
         raise ValueError(f"expected a mesh of {NUM_VERTICES} vertices, got {len(floats) / 5:g} vertices and {len(indices) / 3:g} triangles")
     vertices = np.array(floats, np.float32).reshape(NUM_VERTICES, 5)[:, :3] * np.array([1, -1, -1], np.float32)

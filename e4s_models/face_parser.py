@@ -33,8 +33,8 @@ class _Block(nn.Module):
         return cast(Tensor, self.downsample(x) + y).relu()
 
 
-class _ResNet18(nn.Module):
-    """Trunk without pooling and classifier: features at strides 8, 16 and 32."""
+class ResNet18(nn.Module):
+    """Trunk without pooling and classifier: features at strides 4, 8, 16 and 32 (64, 128, 256 and 512 channels)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,11 +46,11 @@ class _ResNet18(nn.Module):
         self.layer3 = nn.Sequential(_Block(128, 256, 2), _Block(256, 256, 1))
         self.layer4 = nn.Sequential(_Block(256, 512, 2), _Block(512, 512, 1))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.layer1(self.maxpool(self.bn1(self.conv1(x)).relu()))
-        feat8 = self.layer2(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        feat4 = self.layer1(self.maxpool(self.bn1(self.conv1(x)).relu()))
+        feat8 = self.layer2(feat4)
         feat16 = self.layer3(feat8)
-        return feat8, feat16, self.layer4(feat16)
+        return feat4, feat8, feat16, self.layer4(feat16)
 
 
 class _ConvBNReLU(nn.Module):
@@ -79,7 +79,7 @@ class _AttentionRefinement(nn.Module):
 class _ContextPath(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.resnet = _ResNet18()
+        self.resnet = ResNet18()
         self.arm16 = _AttentionRefinement(256, 128)
         self.arm32 = _AttentionRefinement(512, 128)
         self.conv_head32 = _ConvBNReLU(128, 128, 3)
@@ -87,7 +87,7 @@ class _ContextPath(nn.Module):
         self.conv_avg = _ConvBNReLU(512, 128, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        feat8, feat16, feat32 = self.resnet(x)
+        _, feat8, feat16, feat32 = self.resnet(x)
         context = self.conv_avg(adaptive_avg_pool2d(feat32, 1))  # [B, 128, 1, 1]
         up32 = self.conv_head32(interpolate(self.arm32(feat32) + context, feat16.shape[-2:]))
         up16 = self.conv_head16(interpolate(self.arm16(feat16) + up32, feat8.shape[-2:]))

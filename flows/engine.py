@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Protocol
 
-from e4s_models.weights import WeightsError, weight_path
+from e4s_models.weights import WeightsError, remedies, weight_path
 from flows.plan import Plan, export, record
 from storage.faults import fault_point
 from storage.run import Row
@@ -61,10 +61,10 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def require_weights(plan: Plan) -> None:
-    """Check that the weights of the plan's stages are here and whole. Raises WeightsError that names all that are not."""
+def require_weights(names: Iterable[str]) -> None:
+    """Check that these weights are here and whole. Raises WeightsError that names all that are not."""
     problems: dict[str, WeightsError] = {}
-    for name in plan.graph.weights() if plan.todo else ():
+    for name in names:
         try:
             weight_path(name)
         except WeightsError as error:
@@ -72,11 +72,7 @@ def require_weights(plan: Plan) -> None:
     if len(problems) == 1:
         raise next(iter(problems.values()))
     if problems:
-        names = " ".join(problems)
-        raise WeightsError(
-            f"{len(problems)} weight files are missing or damaged; run `e4s models pull {names}`, or without a network "
-            f"`e4s models pull --from FOLDER {names}` (it says which files the folder must hold)"
-        )
+        raise WeightsError(f"{len(problems)} weight files are missing or damaged; {remedies(list(problems))}")
 
 
 def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[], None]], None] = direct_call) -> Summary:
@@ -85,7 +81,7 @@ def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[
     `call(chunk, node, work)` runs one stage on one chunk. Raises WeightsError before anything is done, DiskFull and KeyboardInterrupt
     after the manifest was written.
     """
-    require_weights(plan)
+    require_weights(plan.graph.weights() if plan.todo else ())
     summary = Summary(0, 0, 0)
     folder = plan.folder
     record(plan)

@@ -1,4 +1,4 @@
-"""`e4s models`: list, pull and verify weights."""
+"""`e4s models`: list, pull, add, convert and verify weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from e4s_models.added import add, verify_added
-from e4s_models.published import published
-from e4s_models.weights import DEFAULT_WEIGHTS, WEIGHTS, pull, verify
+from e4s_models.added import add, check_request, convert, record, verify_added
+from e4s_models.published import PUBLISHED, published
+from e4s_models.user_network import ROLES, add_user_network, user_convention, user_network_state
+from e4s_models.weights import DEFAULT_WEIGHTS, WEIGHTS, WeightsError, pull, verify
 
 
 def print_list() -> int:
@@ -32,16 +33,51 @@ def pull_weights(names: Sequence[str], folder: str) -> int:
 
 
 def add_published(folder: str, names: Sequence[str], replace: bool) -> int:
-    """Convert published checkpoints; 2 if a named one is not in the folder."""
-    states = add(Path(folder), names, replace=replace)
-    for name, state in states.items():
-        print(f"{name}: {state}" + (f" ({published(name).file} is not in {folder})" if state == "absent" else ""))
+    """Convert published checkpoints, each on its own; 2 if one does not fit or a named one is not in the folder."""
+    source = Path(folder)
+    check_request(source, names)
+    states: dict[str, str] = {}
+    failed = []
+    for name in names or PUBLISHED:
+        try:
+            states |= add(source, [name], replace=replace)
+        except WeightsError as error:
+            print(f"e4s: {error}", file=sys.stderr)
+            failed.append(name)
+            continue
+        print(f"{name}: {states[name]}{_note(name, states[name], folder)}", flush=True)
     absent = [name for name in states if states[name] == "absent"]
-    if not names and len(absent) < len(states):
+    if not names and len(absent) < len(PUBLISHED):
         absent = []  # a folder need not hold all of them
     if absent:
         print(f"e4s: {folder}: holds no file of {', '.join(absent)}", file=sys.stderr)
-    return 2 if absent else 0
+    if failed:
+        print(f"e4s: not added: {', '.join(failed)}", file=sys.stderr)
+    return 2 if absent or failed else 0
+
+
+def _note(name: str, state: str, folder: str) -> str:
+    if state == "absent":
+        return f" ({published(name).file} is not in {folder})"
+    known = record(name)
+    return f" ({known.dtype} in the file, float32 here)" if known and known.dtype != "float32" else ""
+
+
+def add_network(role: str, file: str, convention: str, replace: bool) -> int:
+    """Register the user's own file for an evaluation network and say under which convention."""
+    state = add_user_network(role, Path(file), Path(convention) if convention else None, replace=replace)
+    wanted = user_convention(role)
+    print(
+        f"{role}: {state} ({wanted.width} x {wanted.height} px, {wanted.colour}, {wanted.layout}, "
+        f"(grey level - {wanted.mean}) / {wanted.std}, {wanted.dimensions} numbers)"
+    )
+    return 0
+
+
+def convert_published(file: str, name: str, output: str) -> int:
+    """Convert one published file without registering it."""
+    print(f"{output}: sha256 {convert(Path(file), name, Path(output))}")
+    return 0
 
 
 def verify_weights(names: Sequence[str]) -> int:
@@ -61,4 +97,10 @@ def verify_weights(names: Sequence[str]) -> int:
     changed = [name for name, state in added.items() if state == "damaged"]
     if changed:
         print(f"e4s: published {', '.join(changed)}: not usable; run `e4s models add --from FOLDER {' '.join(changed)}`", file=sys.stderr)
-    return 2 if bad or changed else 0
+    own = {role: user_network_state(role) for role in ROLES}
+    for role, own_state in own.items():
+        if own_state != "absent":
+            print(f"network {role}: {own_state}")
+        if own_state == "damaged":
+            print(f"e4s: network {role}: not usable; run `e4s models add --network {role} --file FILE`", file=sys.stderr)
+    return 2 if bad or changed or "damaged" in own.values() else 0

@@ -31,7 +31,13 @@ PAIR_NODES: tuple[Node, ...] = (
     Node("align", "align", "image", {"image": "image", "face_index": "face_index"}, checkpoint=True),
     Node("mesh", "mesh", "image", {"face": "align.face"}, checkpoint=True),
     Node("parse", "parse", "image", {"face": "align.face"}, checkpoint=True),
-    Node("encode", "encode", "image", {"image": "image"}, checkpoint=True),
+    Node(
+        "encode",
+        "encode",
+        "image",
+        {"image": "image", "face": "align.face", "labels": "parse.regions", "crop_to_frame": "align.crop_to_frame"},
+        checkpoint=True,
+    ),
     Node(
         "reenact",
         "reenact",
@@ -47,18 +53,32 @@ PAIR_NODES: tuple[Node, ...] = (
     ),
     Node("parse_driven", "parse", "pair", {"face": "reenact.driven"}),
     Node(
+        "encode_driven",
+        "encode",
+        "pair",
+        {
+            "image": "source.image",
+            "face": "reenact.driven",
+            "labels": "parse_driven.regions",
+            "crop_to_frame": "target.align.crop_to_frame",
+        },
+    ),
+    Node(
         "swap",
         "swap",
         "pair",
         {
             "driven": "reenact.driven",
             "driven_regions": "parse_driven.regions",
-            "source_codes": "source.encode.codes",
+            "driven_codes": "encode_driven.codes",
             "target_codes": "target.encode.codes",
-            "target_crop_to_frame": "target.align.crop_to_frame",
+            "driven_styles": "encode_driven.styles",
+            "target_styles": "target.encode.styles",
+            "target_to_canvas": "target.encode.to_canvas",
             **_TARGET,
         },
     ),
+    Node("parse_swapped", "parse", "pair", {"face": "swap.swapped"}),
     Node(
         "recolor",
         "recolor",
@@ -66,6 +86,7 @@ PAIR_NODES: tuple[Node, ...] = (
         {
             "swapped": "swap.swapped",
             "swapped_regions": "swap.swapped_regions",
+            "seen_regions": "parse_swapped.regions",
             "mask": "swap.mask",
             **_TARGET,
         },

@@ -21,6 +21,7 @@ MANIFEST = "people.parquet"
 W_DIGEST = "e4s:w_sha256"  # PNG text chunk: `w_digest` of the code
 GENERATOR = "e4s:generator"  # PNG text chunk: sha256 of the synthesis network's constants
 GENERATOR_WEIGHT = "mobile_stylegan_synthesis_bin"
+GENERATOR_WEIGHTS = tuple(f"mobile_stylegan_{part}_{kind}" for part in ("mapping", "synthesis") for kind in ("xml", "bin"))
 NUM_LAYERS = 23
 SIDE = 1024  # px that the generator makes
 _REMEDY = "use --stage swap=composite, or people made by `e4s synth`"
@@ -84,23 +85,28 @@ class Manifests:
 
 
 def encode(manifests: Manifests, config: EncodeConfig, inputs: Inputs) -> Outputs:
-    """Reads `image`; writes `codes` (12, 23, 512) float16: one W, the same in every region and style layer."""
+    """Reads `image` and `crop_to_frame` (3, 3), px of an aligned crop -> px of a picture.
+
+    Writes `codes` (12, 23, 512) float16: one W, the same in every region and style layer; and `to_canvas`, that same transform: synthetic
+    people fill the generator's own square.
+    """
     image = inputs["image"]
     w = known_w(image.path, image.text(), manifests)
     if (sides := probe(image.path)) != (SIDE, SIDE):
         raise PassingError(f"{image.path} is {sides[1]} x {sides[0]} px, the generator makes {SIDE} x {SIDE}: {_REMEDY} at full size.")
-    return {"codes": np.broadcast_to(w.astype(np.float16), (NUM_REGIONS, NUM_LAYERS, len(w))).copy()}
+    codes = np.broadcast_to(w.astype(np.float16), (NUM_REGIONS, NUM_LAYERS, len(w))).copy()
+    return {"codes": codes, "to_canvas": inputs["crop_to_frame"]}
 
 
 STAGE = Stage(
     name="encode",
     backend="synth",
-    version=1,
+    version=2,
     config=EncodeConfig,
     load=lambda config, device: Manifests(),
     run=each(encode),
-    reads=("image",),
-    writes={"codes": "array"},
+    reads=("image", "crop_to_frame"),
+    writes={"codes": "array", "to_canvas": "array"},
     weights=lambda config: (GENERATOR_WEIGHT,),
     libraries=("numpy", "pyarrow", "pillow"),
 )

@@ -1,15 +1,19 @@
-"""Stage `enhance`: restore detail in the recolored face. Backend `none` (default) passes it through."""
+"""Stage `enhance`: restore detail in the recolored face. Backend `none` (default) passes it through.
+
+Backends `gpen` and `codeformer` are the published face restoration networks at 512 px.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from e4s_models.checks import check_shape
+from tasks.face_network import FIDELITY, Restore, fit, load_enhancer
 from tasks.stage import Cost, Inputs, Outputs, Stage, UInt8, each
 
 if TYPE_CHECKING:
@@ -29,6 +33,25 @@ class RealESRGANConfig:
     def __post_init__(self) -> None:
         if self.side < 16 or not 0 <= self.amount <= 1:
             raise ValueError(f"side must be at least 16 and amount in 0..1, got {self.side} and {self.amount}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreConfig:
+    amount: float = 1.0  # share of the restored picture in the result, 0..1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.amount <= 1:
+            raise ValueError(f"amount must be in 0..1, got {self.amount}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeFormerConfig(RestoreConfig):
+    fidelity: float = FIDELITY  # from 0, the codebook alone, to 1, as near to the input as the network can
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.fidelity <= 1:
+            raise ValueError(f"fidelity must be in 0..1, got {self.fidelity}")
 
 
 def enhance(network: RealESRGAN, face: UInt8, config: RealESRGANConfig) -> UInt8:
@@ -52,6 +75,12 @@ def _load(config: RealESRGANConfig, device: str) -> RealESRGAN:
     from e4s_models.realesrgan import RealESRGAN
 
     return RealESRGAN.load()
+
+
+def _run_restore(restore: Restore, config: RestoreConfig, inputs: Inputs) -> Outputs:
+    face = inputs["face"]
+    restored = fit(restore(face), check_shape(face, "S S 3")["S"])
+    return {"enhanced": np.asarray(cv2.addWeighted(restored, config.amount, face, 1 - config.amount, 0), np.uint8)}
 
 
 def _run(network: RealESRGAN, config: RealESRGANConfig, inputs: Inputs) -> Outputs:
@@ -83,4 +112,24 @@ REALESRGAN = Stage(
     libraries=("numpy", "opencv-python-headless", "ncnn"),
 )
 
-BACKENDS: Mapping[str, Stage] = {"none": NONE, "realesrgan": REALESRGAN}
+
+def _restoration(backend: str, config: type[RestoreConfig], load: Callable[[Any, str], Restore]) -> Stage:
+    return Stage(
+        name="enhance",
+        backend=backend,
+        version=1,
+        config=config,
+        load=load,
+        run=each(_run_restore),
+        reads=("face",),
+        writes={"enhanced": "image"},
+        weights=lambda config: (backend,),
+        libraries=("numpy", "opencv-python-headless", "torch"),
+        device="any",
+    )
+
+
+GPEN = _restoration("gpen", RestoreConfig, lambda config, device: load_enhancer("gpen", device))
+CODEFORMER = _restoration("codeformer", CodeFormerConfig, lambda config, device: load_enhancer("codeformer", device, config.fidelity))
+
+BACKENDS: Mapping[str, Stage] = {"none": NONE, "realesrgan": REALESRGAN, "gpen": GPEN, "codeformer": CODEFORMER}

@@ -17,7 +17,13 @@ from tasks.stage import Stage
 STAGES = ("align", "mesh", "reenact", "parse", "encode", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
 """Stage names; each is a module `tasks.<name>` with `BACKENDS`, the default first."""
 
-MORE_BACKENDS = {"swap": ("tasks.swap_codes",)}
+MORE_BACKENDS = {
+    "reenact": ("tasks.reenact_network",),
+    "encode": ("tasks.encode_regions", "tasks.encode_rgi"),
+    "swap": ("tasks.swap_codes", "tasks.swap_rgi"),
+    "recolor": ("tasks.recolor_network",),
+    "inpaint": ("tasks.inpaint_network",),
+}
 """Modules with further backends of a stage, where one file would hold two methods."""
 
 Ref = tuple[str, str]
@@ -155,8 +161,11 @@ class Graph:
             if name not in reached:
                 reached.add(name)
                 node = self.all_nodes[name]
-                wires = (self._wire(node, read) for read in self.stages[name].reads)
-                left += [parts[-2] for parts in (wire.split(".") for wire in wires) if parts[-1] not in ("image", "face_index")]
+                for wire in (self._wire(node, read) for read in self.stages[name].reads):
+                    *path, output = wire.split(".")
+                    if output not in ("image", "face_index"):
+                        self._check_written(name, path[-1], output)
+                        left.append(path[-1])
         return reached
 
     def _wire(self, node: Node, read: str) -> str:
@@ -165,6 +174,15 @@ class Graph:
                 f"stage {node.stage}, backend {self.stages[node.name].backend}, reads {read!r}, which {node.name} is not given"
             )
         return node.wires[read]
+
+    def _check_written(self, reader: str, producer: str, output: str) -> None:
+        reads, writes = self.stages[reader], self.stages[producer]
+        if output not in writes.writes:
+            fitting = [name for name, stage in backends(writes.name).items() if output in stage.writes]
+            raise UsageError(
+                f"{reads.name}={reads.backend} reads {output!r} of {producer}, which {writes.name}={writes.backend} does not write; "
+                f"add --stage {writes.name}={' or '.join(fitting)}, or choose another backend of {reads.name}"
+            )
 
     def device(self, node: str) -> str:
         """cpu or cuda: where the node's stage runs."""

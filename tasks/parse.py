@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ParseConfig:
-    weights: str = "face_parser"  # key in e4s_models.weights.WEIGHTS
+    weights: str = "face_parser"  # key in e4s_models.weights.WEIGHTS, or bisenet: the same network as the user added it
     side: int = 512  # px, multiple of 32; 512 is the square the parser was trained on
 
     def __post_init__(self) -> None:
@@ -48,9 +48,14 @@ def parse_labels(parser: FaceParser, faces: Sequence[torch.Tensor], side: int) -
 
 
 def _load(config: ParseConfig, device: str) -> FaceParser:
+    from e4s_models.added import load_added
     from e4s_models.face_parser import FaceParser
 
-    return FaceParser.load(device, config.weights)
+    if config.weights != "bisenet":
+        return FaceParser.load(device, config.weights)
+    parser = load_added("bisenet", device)
+    assert isinstance(parser, FaceParser)
+    return parser
 
 
 def _run(parser: FaceParser, config: ParseConfig, batch: Sequence[Inputs]) -> list[Outputs]:

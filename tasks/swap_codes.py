@@ -1,6 +1,6 @@
 """Stage `swap`, backend `codes`: style codes exchanged region by region, the picture generated anew (paper Sec. 3.1.2).
 
-Takes pictures whose codes are known (`tasks.encode`); everything that the composite backend cannot know, such as skin that the driven
+Everything that the composite backend cannot know, such as skin that the driven
 face does not show, the generator draws.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from e4s_models.checks import check_shape
 from e4s_models.regions import INNER_FACE, NUM_REGIONS
 from e4s_models.warp import Matrix, resample
-from tasks.encode import NUM_LAYERS, SIDE
+from tasks.encode import GENERATOR_WEIGHTS, NUM_LAYERS, SIDE
 from tasks.stage import Array, Inputs, ItemError, Outputs, Stage, UInt8, each
 from tasks.swap import SwapConfig, recompose_mask, regions_named
 
@@ -34,13 +34,20 @@ class CodesConfig(SwapConfig):
             raise ValueError(f"target_layers must be 0 to {NUM_LAYERS}, got {self.target_layers}")
 
 
-def exchange_codes(source: Array, target: Array, config: CodesConfig) -> Array:
-    """Target's codes (12, 23, 512) with the source's in the driven regions, from style layer `target_layers` on."""
-    for codes in (source, target):
+def recompose(inputs: Inputs, config: SwapConfig) -> tuple[UInt8, UInt8]:
+    """`recompose_mask` of an item's label maps. Raises ItemError if the driven one shows no face."""
+    if not np.isin(inputs["driven_regions"], INNER_FACE).any():
+        raise ItemError("no face region was found in the driven face; check that source and target show a face")
+    return recompose_mask(inputs["driven_regions"], inputs["target_regions"], driven=regions_named(config.driven_regions), hole=config.hole)
+
+
+def exchange_codes(driven: Array, target: Array, config: CodesConfig) -> Array:
+    """Target's codes (12, 23, 512) with the driven face's in the driven regions, from style layer `target_layers` on."""
+    for codes in (driven, target):
         check_shape(codes, f"{NUM_REGIONS} {NUM_LAYERS} 512")
     codes = target.copy()
     chosen = sorted(regions_named(config.driven_regions))
-    codes[chosen, config.target_layers :] = source[chosen, config.target_layers :]
+    codes[chosen, config.target_layers :] = driven[chosen, config.target_layers :]
     return codes
 
 
@@ -55,32 +62,28 @@ def generate(generator: MobileStyleGAN, codes: Array, regions: UInt8) -> UInt8:
         return rgb.permute(1, 2, 0).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).contiguous().cpu().numpy()
 
 
-def regions_in_picture(regions: UInt8, crop_to_frame: Matrix) -> UInt8:
-    """Label map of an aligned crop (H, W) moved to the generator's own square (1024, 1024), which the crop was cut from."""
-    return cv2.warpAffine(regions, crop_to_frame[:2], (SIDE, SIDE), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE).astype(
+def regions_in_picture(regions: UInt8, to_canvas: Matrix) -> UInt8:
+    """Label map of an aligned crop (H, W) moved to the generator's own square (1024, 1024)."""
+    return cv2.warpAffine(regions, to_canvas[:2], (SIDE, SIDE), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE).astype(
         np.uint8, copy=False
     )
 
 
 def swap_codes(generator: MobileStyleGAN, config: CodesConfig, inputs: Inputs) -> Outputs:
-    """Generate the swap in the target picture's own square and cut it out like the target's face.
+    """Generate the swap in the generator's own square and cut it out like the target's face.
 
-    Reads `source_codes`, `target_codes` (12, 23, 512), `driven_regions`, `target_regions` (H, W) uint8, `target_face` (H, W, 3) and
-    `target_crop_to_frame` (3, 3) px of the crop -> px of the generated picture. Writes `swapped` (H, W, 3) uint8 RGB,
+    Reads `driven_codes`, `target_codes` (12, 23, 512), `driven_regions`, `target_regions` (H, W) uint8, `target_face` (H, W, 3) and
+    `target_to_canvas` (3, 3) px of the crop -> px of the generated picture. Writes `swapped` (H, W, 3) uint8 RGB,
     `swapped_regions`; `hole`, 255 where `inpaint` shall draw; `mask`, 255 in the driven inner face: both (H, W) uint8.
     """
-    swapped_regions, mismatch = recompose_mask(
-        inputs["driven_regions"], inputs["target_regions"], driven=regions_named(config.driven_regions), hole=config.hole
-    )
-    if not np.isin(inputs["driven_regions"], INNER_FACE).any():
-        raise ItemError("no face region was found in the driven face; check that source and target show a face")
-    codes = exchange_codes(inputs["source_codes"], inputs["target_codes"], config)
-    crop_to_frame = inputs["target_crop_to_frame"]
-    picture = generate(generator, codes, regions_in_picture(swapped_regions, crop_to_frame))
+    swapped_regions, mismatch = recompose(inputs, config)
+    codes = exchange_codes(inputs["driven_codes"], inputs["target_codes"], config)
+    to_canvas = inputs["target_to_canvas"]
+    picture = generate(generator, codes, regions_in_picture(swapped_regions, to_canvas))
     height, width, _ = inputs["target_face"].shape
     face = np.isin(swapped_regions, [region for region in INNER_FACE if region in regions_named(config.driven_regions)])
     return {
-        "swapped": resample(picture, crop_to_frame, height, width),
+        "swapped": resample(picture, to_canvas, height, width),
         "swapped_regions": swapped_regions,
         "hole": mismatch * np.uint8(0 if config.draw_hole else 255),
         "mask": face.astype(np.uint8) * np.uint8(255),
@@ -96,13 +99,13 @@ def _load(config: CodesConfig, device: str) -> MobileStyleGAN:
 STAGE = Stage(
     name="swap",
     backend="codes",
-    version=1,
+    version=2,
     config=CodesConfig,
     load=_load,
     run=each(swap_codes),
-    reads=("source_codes", "target_codes", "driven_regions", "target_regions", "target_face", "target_crop_to_frame"),
+    reads=("driven_codes", "target_codes", "driven_regions", "target_regions", "target_face", "target_to_canvas"),
     writes={"swapped": "image", "swapped_regions": "labels", "hole": "labels", "mask": "labels"},
-    weights=lambda config: tuple(f"mobile_stylegan_{part}_{kind}" for part in ("mapping", "synthesis") for kind in ("xml", "bin")),
+    weights=lambda config: GENERATOR_WEIGHTS,
     libraries=("numpy", "opencv-python-headless", "torch"),
     device="any",
 )

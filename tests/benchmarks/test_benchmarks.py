@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
     ("name", "exact", "timed"),
     [
         ("generator", ["equal_codes_difference"], ["regional_over_plain"]),
+        ("region_conv", ["fast_minus_loop", "bfloat16_error"], ["fast_over_plain", "loop_over_fast", "loop_over_plain"]),
+        ("recolor_memory", ["minus_dense_at_256", "correlation_growth", "network_growth"], []),
         ("overhead", ["same_bytes"], ["planning_ms_per_pair", "flow_over_loop"]),
     ],
 )
@@ -29,6 +31,21 @@ def test_quick_size_runs(name: str, exact: list[str], timed: list[str], tmp_path
     assert [found[claim] for claim in exact] == ["ok"] * len(exact)
     assert done.returncode == int("short" in found.values())
     assert done.stdout.splitlines()[-1].startswith("RESULT")
+
+
+def test_precision_prints_an_error_per_output() -> None:
+    command = [sys.executable, "-m", "benchmarks.precision", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert {(network, output) for network, output, _ in rows} >= {("irse50", "embedding"), ("hopenet", "degrees")}
+    assert all(0 < float(error) < 0.1 for *_, error in rows)
+
+
+def test_precision_says_where_nothing_is_to_measure(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.precision", "--reference", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"no reference vectors in {tmp_path}" in done.stdout
 
 
 def test_claims(capsys: pytest.CaptureFixture[str]) -> None:

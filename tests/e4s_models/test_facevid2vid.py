@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from e4s_models.facevid2vid import PUBLISHED_FACEVID2VID, FaceVid2Vid, FaceVid2VidConfig, _SpectralConv, rename
 from e4s_models.facevid2vid_motion import DenseMotion, HeadMotion, KeypointDetector, bins_to_degrees, head_rotation, place_keypoints
+from e4s_models.published import Amplified, Array, amplified_limit, check_case
 
 SMALL = FaceVid2VidConfig(
     keypoints=3,
@@ -168,3 +171,55 @@ def test_spectral_convolution_divides_by_the_stored_singular_value() -> None:
     conv.weight.data = torch.diag(torch.tensor([4.0, 2.0]))[:, :, None, None]
     conv.left, conv.right = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])
     torch.testing.assert_close(conv(torch.ones(1, 2, 1, 1)).flatten(), torch.tensor([1.0, 0.5]))
+
+
+def reference_case(seed: int) -> tuple[FaceVid2Vid, dict[str, Array]]:
+    """A random small network and what it gives in float64, as the reference's cases are stored."""
+    torch.manual_seed(seed)
+    network = FaceVid2Vid(SMALL).eval().requires_grad_(False)
+    for weight in (network.detector.heatmaps.weight, network.estimator.expression.weight, network.generator.motion.mask.weight):
+        weight *= 10  # so that keypoints and motion matter
+    rng = np.random.default_rng(seed)
+    case = {name: rng.integers(0, 256, (64, 64, 3), np.uint8) for name in ("source_u8", "driving_u8")}
+    exact = PUBLISHED_FACEVID2VID.run(copy.deepcopy(network).double(), case)
+    return network, case | {name: value.astype(np.float32) for name, value in exact.items()}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_picture_is_compared_twice(seed: int) -> None:
+    network, case = reference_case(seed)
+    checks = check_case(PUBLISHED_FACEVID2VID, network, case, "case")
+    assert [check.output for check in checks[-2:]] == ["prediction_sub", "prediction_sub from stored kp_source, kp_driving"]
+    assert len(checks) == len(case) - 1  # two inputs, one output twice
+    assert all(check.passed for check in checks), checks
+    assert [check.limit for check in checks if check.output != "prediction_sub"] == [1e-4] * (len(checks) - 1)
+    assert 1e-4 <= checks[-2].limit <= 5e-3
+
+
+@pytest.mark.parametrize(
+    ("weight", "noticed"),
+    [
+        ("generator.decoder.enter.weight", "prediction_sub from stored kp_source, kp_driving"),
+        ("generator.appearance.lift.weight", "prediction_sub from stored kp_source, kp_driving"),
+        ("detector.heatmaps.weight", "kp_canonical"),
+        ("estimator.expression.weight", "he_source_exp"),
+    ],
+)
+def test_a_weight_that_is_wrong_by_a_hundredth_is_noticed(weight: str, noticed: str) -> None:
+    network, case = reference_case(0)
+    network.get_parameter(weight).mul_(1.01)
+    failed = {check.output for check in check_case(PUBLISHED_FACEVID2VID, network, case, "case") if not check.passed}
+    assert noticed in failed
+    assert "prediction_sub" in failed or not weight.startswith("generator")
+
+
+def test_the_limit_grows_with_what_rounding_does() -> None:
+    """A picture of slope 300 in the keypoint: noise of up to 1e-6 moves it by up to 3e-4; the limit never passes 5e-3."""
+    case = {"point": np.array([1.0], np.float32)}
+    limits = []
+    for slope in (1.0, 300.0, 1e6):
+        amplified = Amplified(output="o", given=("point",), run=lambda module, case, slope=slope: 1 + slope * (case["point"] - 1))
+        limits.append(amplified_limit(amplified, torch.nn.Identity(), case, np.ones(1)))
+    assert limits[0] == 1e-4
+    assert 1e-4 < limits[1] <= 9.5e-4
+    assert limits[2] == 5e-3

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
-from e4s_models import stylegan2
-from e4s_models.stylegan2 import Regions, StyleGAN2, plain_conv, region_conv, region_conv_ref, upsample
+from e4s_models import stylegan2_layers
+from e4s_models.stylegan2 import StyleGAN2
+from e4s_models.stylegan2_layers import (
+    Modulated,
+    Regions,
+    activate,
+    blur,
+    plain_conv,
+    region_conv,
+    region_conv_ref,
+    shared_conv,
+    upsample,
+)
 
 LAYERS = [(3, 1, True), (3, 2, True), (1, 1, False), (3, 1, False)]  # kernel, up, demodulate
 
@@ -35,7 +48,7 @@ def small_generator(region_layers: int = 5, side: int = 16) -> StyleGAN2:
 
 @pytest.mark.parametrize(("kernel", "up", "demodulate"), LAYERS)
 def test_region_layer_and_its_gradients_equal_the_loop(kernel: int, up: int, demodulate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(stylegan2._SEAM_CHUNK, "cpu", 9 * 3 * 7)  # 7 pixels at a time
+    monkeypatch.setitem(stylegan2_layers._CHUNK, "cpu", 27)  # 8 patches or 9 pixels at a time
     x, weight, styles, ids = layer_inputs(kernel)
     fast = region_conv(x, weight, styles, Regions(ids, 4), up, demodulate)
     loop = region_conv_ref(x, weight, styles, Regions(ids, 4), up, demodulate)
@@ -59,6 +72,40 @@ def test_gradcheck(up: int) -> None:
     assert torch.autograd.gradcheck(
         lambda x, weight, styles: region_conv(x, weight, styles.transpose(1, 2), Regions(ids, 3), up, True), (x, weight, styles)
     )
+
+
+@pytest.mark.parametrize("up", [1, 2])
+def test_an_absent_region_costs_and_changes_nothing(up: int) -> None:
+    x, weight, styles, ids = (value.detach() for value in layer_inputs(3))
+    ids = ids.clamp(max=2)
+    regions = Regions(ids, 4)
+    with torch.inference_mode():
+        expected = region_conv(x, weight, styles[:, :3], Regions(ids, 3), up, True)
+        styles[:, 3] = torch.nan
+        torch.testing.assert_close(region_conv(x, weight, styles, regions, up, True), expected)
+    seams = regions.seams(8, up)
+    assert 3 not in torch.cat([seams.codes, *seams.corner_codes]) % 4
+
+
+def test_only_pixels_at_a_border_are_seams() -> None:
+    ids = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    ids[1, :, 4:] = 1  # the first sample has one region
+    regions = Regions(ids, 2)
+    assert regions.seams(8, 1).outputs.tolist() == [64 + 8 * row + column for row in range(8) for column in (3, 4)]
+    assert regions.seams(4, 2).outputs.tolist() == [64 + 8 * row + column for row in range(8) for column in (2, 3, 4, 5)]
+    assert regions.seams(4, 2).codes.tolist() == [2, 2, 3, 3] * 8
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(("kernel", "up", "demodulate"), LAYERS)
+def test_bfloat16_is_close(kernel: int, up: int, demodulate: bool, grad: bool) -> None:
+    x, weight, styles, ids = layer_inputs(kernel)
+    x, weight, styles = x.float(), weight.float(), styles.float()
+    with torch.set_grad_enabled(grad):
+        exact = region_conv(x, weight, styles, Regions(ids, 4), up, demodulate)
+        with torch.autocast("cpu", torch.bfloat16):
+            lower = region_conv(x, weight, styles, Regions(ids, 4), up, demodulate)
+    assert 0 < (lower.float() - exact).abs().max() < 0.03 * exact.abs().max()
 
 
 def test_one_region_is_the_plain_layer() -> None:
@@ -85,10 +132,54 @@ def test_regions_are_resized_by_nearest() -> None:
     assert Regions(ids, 16).masks(4, torch.float32).sum(dim=1).eq(1).all()
 
 
-def test_upsample_keeps_a_flat_picture() -> None:
-    out = upsample(torch.ones(1, 3, 6, 6))
-    assert out.shape == (1, 3, 12, 12)
-    torch.testing.assert_close(out[..., 2:-2, 2:-2], torch.ones(1, 3, 8, 8))
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("demodulate", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_plain_layer_equals_one_with_each_samples_own_kernel(batch: int, demodulate: bool, grad: bool) -> None:
+    torch.manual_seed(0)
+    layer = Modulated(4, 5, 3, 6, demodulate=demodulate)
+    x, codes = torch.randn(batch, 4, 7, 9), torch.randn(batch, 1, 6)
+    expected = []
+    for features, gains in zip(x, layer.style(codes[:, 0]), strict=True):
+        kernel = layer.weight[0] / 36**0.5 * gains[None, :, None, None]
+        if demodulate:
+            kernel = kernel / (kernel.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        expected.append(conv2d(features[None], kernel, padding=1))
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(layer(x, codes), torch.cat(expected))
+
+
+def test_enlarging_layer_by_hand() -> None:
+    """Zeros between the pixels, then the kernel's mirror image and the low-pass filter among zeros, all as plain sums."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    x, weight = rng.standard_normal((3, 4)), rng.standard_normal((3, 3))
+    taps = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 16  # of sum 4
+    spaced = np.zeros((5, 7))
+    spaced[::2, ::2] = x
+    enlarged = np.zeros((7, 9))
+    for row, column in np.ndindex(5, 7):
+        enlarged[row : row + 3, column : column + 3] += spaced[row, column] * weight
+    padded = np.pad(enlarged, 1)
+    expected = [[(padded[row : row + 4, column : column + 4] * taps).sum() for column in range(8)] for row in range(6)]
+    ours = shared_conv(torch.from_numpy(x)[None, None], torch.from_numpy(weight)[None, None], up=2)
+    torch.testing.assert_close(ours[0, 0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_activation_adds_bias_and_noise() -> None:
+    x, bias, noise = torch.tensor([[[[1.0, -4.0]]]]), torch.tensor([1.0]), torch.tensor([[0.0, 1.0]])
+    expected = torch.tensor([[[[2.0, -0.4]]]]) * 2**0.5
+    torch.testing.assert_close(activate(x, bias, noise), expected)
+    assert x.tolist() == [[[[1.0, -4.0]]]]
+    with torch.no_grad():
+        torch.testing.assert_close(activate(x, bias, noise), expected)
+
+
+def test_blur_and_enlarging_keep_a_flat_picture() -> None:
+    flat = torch.full((1, 3, 8, 8), 0.7)
+    torch.testing.assert_close(blur(flat, 1, padding=0), flat[:, :, :5, :5])
+    enlarged = upsample(flat)
+    assert enlarged.shape == (1, 3, 16, 16)
+    torch.testing.assert_close(enlarged[:, :, 1:-1, 1:-1], torch.full((1, 3, 14, 14), 0.7))
 
 
 def test_batch_of_two_is_two_singles() -> None:

@@ -14,7 +14,7 @@ from tasks.stage import ItemError, Outputs
 
 
 def encode(path: Path) -> Outputs | ItemError:
-    (result,) = STAGE.run(Manifests(), EncodeConfig(), [{"image": ImageFile(str(path), hash_file(str(path)))}])
+    (result,) = STAGE.run(Manifests(), EncodeConfig(), [{"image": ImageFile(str(path), hash_file(str(path))), "crop_to_frame": np.eye(3)}])
     return result
 
 

@@ -11,7 +11,7 @@ from tasks.enhance import BACKENDS, REALESRGAN, RealESRGANConfig
 
 
 def test_none_is_the_default_and_passes_the_face_on() -> None:
-    assert list(BACKENDS) == ["none", "realesrgan"]
+    assert list(BACKENDS) == ["none", "realesrgan", "gpen", "codeformer"]
     face = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     (result,) = BACKENDS["none"].run(None, BACKENDS["none"].config(), [{"face": face}])
     assert isinstance(result, dict) and np.array_equal(result["enhanced"], face)

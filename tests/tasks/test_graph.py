@@ -60,6 +60,16 @@ def test_only_what_the_backends_read_is_part_of_the_graph() -> None:
     assert "encode" in {node.name for node in graph(make_settings("mobile", stages=["swap=codes"])).nodes}
 
 
+def test_target_and_driven_face_are_encoded() -> None:
+    of = graph(make_settings("mobile", stages=["swap=codes"]))
+    works = of.works(ITEM)
+    assert works["swap", ""].reads["target_codes"] == (works["encode", "target"].key, "codes")
+    assert works["swap", ""].reads["driven_codes"] == (works["encode_driven", ""].key, "codes")
+    assert works["encode_driven", ""].reads["image"][0] == ITEM.images["source"].sha256
+    assert works["swap", ""].reads["target_to_canvas"] == (works["encode", "target"].key, "to_canvas")
+    assert works["encode_driven", ""].key != works["encode", "target"].key
+
+
 def test_a_finished_result_needs_nothing_and_a_missing_one_only_what_is_missing() -> None:
     of = graph()
     works = {work.key: work for work in of.works(ITEM).values()}
@@ -80,6 +90,7 @@ def test_a_finished_result_needs_nothing_and_a_missing_one_only_what_is_missing(
         ([], ["align.side=true"], "align.side must be int"),
         ([], ["align.side=8"], "at least 64"),
         ([], ["blend.depth=3"], "no setting 'depth'"),
+        (["swap=rgi"], [], "swap=rgi reads 'styles' of encode_driven, which encode=synth does not write; add --stage encode=rgi"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(stages: list[str], changes: list[str], part: str) -> None:

@@ -25,12 +25,12 @@ def inputs(people_folder: Path, people: list[Path]) -> dict[str, Any]:
     w = np.array(pq.read_table(people_folder / "people.parquet")["w"].to_pylist(), np.float16)
     source, target = (np.broadcast_to(code, (12, 23, 512)) for code in w[:2])
     return {
-        "source_codes": source,
+        "driven_codes": source,
         "target_codes": target,
         "driven_regions": face_labels(),
         "target_regions": face_labels(),
         "target_face": np.asarray(Image.open(people[1])),
-        "target_crop_to_frame": np.eye(3),
+        "target_to_canvas": np.eye(3),
     }
 
 
@@ -53,7 +53,7 @@ def test_exchange_by_hand() -> None:
 
 def test_own_codes_give_the_target_back(generator: MobileStyleGAN, inputs: dict[str, Any]) -> None:
     """With the target's codes on both sides the stage reproduces its picture, up to the codes' float16."""
-    outputs = run(generator, inputs | {"source_codes": inputs["target_codes"]})
+    outputs = run(generator, inputs | {"driven_codes": inputs["target_codes"]})
     difference = np.abs(outputs["swapped"].astype(int) - inputs["target_face"])
     assert difference.mean() < 1
     assert difference.max() < 20
@@ -98,8 +98,8 @@ def test_the_crop_is_cut_from_the_generators_square(generator: MobileStyleGAN, i
         "driven_regions": labels[256:768, 256:768],
         "target_regions": labels[256:768, 256:768],
         "target_face": inputs["target_face"][256:768, 256:768],
-        "target_crop_to_frame": crop_to_frame,
-        "source_codes": inputs["target_codes"],
+        "target_to_canvas": crop_to_frame,
+        "driven_codes": inputs["target_codes"],
     }
     difference = np.abs(run(generator, cut)["swapped"].astype(int) - cut["target_face"])
     assert difference.mean() < 1

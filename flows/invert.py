@@ -1,0 +1,114 @@
+"""`e4s invert`: one picture -> style codes -> the picture that the generator makes of them, side by side, and how far they differ."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from e4s_models.warp import resample
+from flows.engine import require_weights, use_threads
+from flows.plan import pick_device
+from flows.profiles import make_settings
+from storage.codec import encode_png
+from storage.store import write_atomic
+from tasks.frame import MAX_PIXELS, ImageFile, hash_file, probe
+from tasks.graph import Graph, Node
+from tasks.runner import cpu_threads
+from tasks.stage import Array, ItemError, UInt8
+from tasks.swap_codes import generate, regions_in_picture
+
+if TYPE_CHECKING:
+    from e4s_models.mobile_stylegan import MobileStyleGAN
+
+METRIC_WEIGHTS = ["lpips_alexnet", "arcface_mbf"]
+
+NODES = (
+    Node("align", "align", "image", {"image": "image", "face_index": "face_index"}),
+    Node("parse", "parse", "image", {"face": "align.face"}),
+    Node(
+        "encode",
+        "encode",
+        "image",
+        {"image": "image", "face": "align.face", "labels": "parse.regions", "crop_to_frame": "align.crop_to_frame"},
+    ),
+)
+
+
+def invert(
+    image: str,
+    output: str,
+    *,
+    profile: str,
+    stages: Sequence[str] = (),
+    changes: Sequence[str] = (),
+    device: str = "auto",
+    face: int = 0,
+    max_pixels: int = MAX_PIXELS,
+) -> dict[str, float]:
+    """Write face.png, reconstruction.png, side_by_side.png, codes.npz and metrics.json to the folder `output`; returns the metrics.
+
+    Raises UsageError, WeightsError, or ItemError when the picture cannot be read or shows no face.
+    """
+    probe(image, max_pixels)
+    settings = make_settings(profile, stages, changes, pick_device(device))
+    graph = Graph(NODES, ("encode", "codes"), settings)
+    require_weights(graph.weights() + METRIC_WEIGHTS)
+    use_threads(cpu_threads())
+    from e4s_models.mobile_stylegan import MobileStyleGAN
+
+    known: dict[str, Any] = {"image": ImageFile(image, hash_file(image)), "face_index": face}
+    for node in graph.nodes:
+        known |= {f"{node.name}.{name}": value for name, value in _run(graph, node, known).items()}
+    crop, regions, codes, to_canvas = (known[name] for name in ("align.face", "parse.regions", "encode.codes", "encode.to_canvas"))
+    made = reconstruct(MobileStyleGAN.load(settings.device), codes, regions, to_canvas)
+    metrics = measure(made, crop)
+    folder = Path(output)
+    for name, picture in (("face", crop), ("reconstruction", made), ("side_by_side", np.concatenate([crop, made], axis=1))):
+        write_atomic(folder / f"{name}.png", encode_png(picture))
+    stored = io.BytesIO()
+    np.savez_compressed(stored, codes=codes, regions=regions, to_canvas=to_canvas)
+    write_atomic(folder / "codes.npz", stored.getvalue())
+    write_atomic(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    return metrics
+
+
+def reconstruct(generator: MobileStyleGAN, codes: Array, regions: UInt8, to_canvas: Array) -> UInt8:
+    """The aligned face (H, W, 3) uint8 that codes (12, 23, 512) and its own region ids (H, W) uint8 give."""
+    picture = generate(generator, codes, regions_in_picture(regions, to_canvas))
+    return resample(picture, to_canvas, *regions.shape)
+
+
+def measure(made: UInt8, face: UInt8) -> dict[str, float]:
+    """SSIM, PSNR (dB), RMSE and LPIPS on [0, 1], and the cosine of ArcFace's features, of two aligned faces (H, H, 3) uint8."""
+    import torch
+
+    from e4s_models.id_networks import ID_NETWORKS
+    from e4s_models.lpips_net import Lpips
+    from evaluation.lpips import lpips
+    from evaluation.psnr import psnr
+    from evaluation.retrieval import cosines
+    from evaluation.rmse import rmse
+    from evaluation.ssim import ssim
+
+    pair = [torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None] / 255 for picture in (made, face)]
+    network = ID_NETWORKS["arcface_mbf"]("cpu")
+    features = [network.features(picture * 2 - 1).numpy() for picture in pair]
+    values = {"ssim": ssim(*pair), "psnr": psnr(*pair), "rmse": rmse(*pair), "lpips": lpips(Lpips.load(), *pair)}
+    return {name: float(value[0]) for name, value in values.items()} | {"identity_cosine": float(cosines(*features)[0])}
+
+
+def _run(graph: Graph, node: Node, known: Mapping[str, Any]) -> Mapping[str, Array]:
+    import torch
+
+    stage, config = graph.stages[node.name], graph.configs[node.name]
+    model = stage.load(config, graph.device(node.name))
+    with torch.inference_mode():
+        result = stage.run(model, config, [{read: known[node.wires[read]] for read in stage.reads}])[0]
+    if isinstance(result, ItemError):
+        raise ItemError(f"{node.name}: {result}")
+    return result

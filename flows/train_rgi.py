@@ -1,0 +1,194 @@
+"""The Prefect flow that trains the regional encoder of the embedded generator (`e4s train rgi`); the same command goes on where it stopped.
+
+OUT/data/shard-*.npz     pictures of synthetic people with their codes
+OUT/preview_head.pt      the 128 px head
+OUT/teach.pt, .jsonl     first part: codes are known and learnt directly
+OUT/objective.pt, .jsonl second part: the paper's objective through the generator (Eq. 18-24)
+OUT/samples/*.png        faces, their reconstructions: after each part and as it goes on
+OUT/curves.png           losses over steps
+OUT/code_encoder.safetensors, preview_head.safetensors   what ships
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from e4s_models.code_encoder import CodeEncoder
+from e4s_models.preview_head import PreviewHead
+from e4s_models.weights import load_strict, save_shipped
+from flows.training.data import PEOPLE_PER_SHARD, Pool, make_shards, read_shard, shard_path
+from storage.codec import encode_png
+from storage.store import write_atomic
+
+if TYPE_CHECKING:
+    from e4s_models.mobile_stylegan import MobileStyleGAN
+
+VALIDATION_SHARDS = 2  # held out, the first ones
+
+
+@flow(name="train-rgi", persist_result=False, validate_parameters=False)
+def train_rgi(
+    out: str,
+    people: int = 4096,
+    head_steps: int = 1500,
+    teach_steps: int = 4000,
+    objective_steps: int = 1000,
+    teach_minutes: float = 0.0,
+    objective_minutes: float = 0.0,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Path:
+    """Make data, fit the head, teach, train by the objective, export; each part goes on from its own checkpoint.
+
+    Args:
+        out: folder for everything.
+        people: synthetic people, two pictures each.
+        head_steps, teach_steps, objective_steps: of the three parts.
+        teach_minutes, objective_minutes: end a part after that time, its schedule shortened to fit; 0: no limit.
+        seed: decides people, augmentation and order.
+        device: of the objective; data and teaching run on the CPU unless it is cuda.
+
+    Returns the folder. Same arguments, same machine: same bytes, unless minutes end a part.
+    """
+    folder = Path(out)
+    part(make_people, folder / "data", people, seed)
+    part(fit_head, folder, head_steps, seed)
+    part(teach_codes, folder, teach_steps, teach_minutes, seed)
+    part(train_objective, folder, objective_steps, objective_minutes, seed, device)
+    part(export, folder)
+    return folder
+
+
+def part(function: Callable[..., None], *arguments: object) -> None:
+    """One part as a Prefect task; its checkpoints are its own business."""
+
+    @task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)
+    def step() -> None:
+        function(*arguments)
+
+    step()
+
+
+def make_people(data: Path, people: int, seed: int) -> None:
+    shards = -(-people // PEOPLE_PER_SHARD)
+    for number in make_shards(data, range(shards), seed):
+        print(f"people: {min(people, (number + 1) * PEOPLE_PER_SHARD)} of {people}", flush=True)
+
+
+def fit_head(folder: Path, steps: int, seed: int) -> None:
+    from flows.training.head import fit
+
+    fit(folder / "data", folder / "preview_head.pt", _generator(), steps, seed, VALIDATION_SHARDS)
+
+
+def teach_codes(folder: Path, steps: int, minutes: float, seed: int) -> None:
+    from flows.training.teach import TeachSettings, teach
+
+    generator = _generator()
+    settings = TeachSettings(steps=steps, minutes=minutes, seed=seed, validation=VALIDATION_SHARDS)
+    encoder = teach(folder / "data", folder, generator, settings)
+    show_samples(folder, "teach", generator, encoder)
+
+
+def train_objective(folder: Path, steps: int, minutes: float, seed: int, device: str) -> None:
+    from e4s_models.reconstruction_loss import ReconstructionLoss
+    from flows.training.objective import ObjectiveSettings, train
+    from flows.training.teach import CodeLoss
+    from flows.training.trainee import MobileTrainee
+
+    generator, head = _generator(), _head(folder)
+    encoder = _encoder(folder / "teach.pt")
+    trainee = MobileTrainee(generator.to(device), head.to(device))
+    pool = Pool(folder / "data", VALIDATION_SHARDS)
+    settings = ObjectiveSettings(steps=steps, minutes=minutes, seed=seed)
+    code_loss = CodeLoss(generator).to(device)
+    encoder.to(device)
+    train(
+        encoder,
+        trainee,
+        pool,
+        ReconstructionLoss.load(device),
+        code_loss,
+        folder,
+        settings,
+        sample=lambda step: show_samples(folder, f"objective-{step:06d}", generator, encoder),
+    )
+
+
+def export(folder: Path) -> None:
+    """Write what ships, the curves, and the digests that the registry must declare."""
+    trained = folder / "objective.pt"
+    encoder = _encoder(trained if trained.is_file() else folder / "teach.pt")
+    for name, network in (("code_encoder", encoder), ("preview_head", _head(folder))):
+        path = folder / f"{name}.safetensors"
+        print(f"{path.name}: sha256 {save_shipped(network, path)}, {path.stat().st_size} bytes", flush=True)
+    _draw_curves(folder)
+
+
+def show_samples(folder: Path, name: str, generator: MobileStyleGAN, encoder: CodeEncoder, count: int = 6) -> None:
+    """Held-out pictures above what the generator makes of their predicted codes, at 256 px."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    from flows.training.data import batch_of
+
+    shard = read_shard(shard_path(folder / "data", 0))
+    batch = batch_of(shard.images[:count], shard.labels[:count], shard.regional_codes()[:count])
+    device = encoder.mean_code.device
+    encoder.eval()
+    made = []
+    with torch.inference_mode():
+        for face, labels in zip(torch.split(batch.faces.to(device), 1), torch.split(batch.labels.to(device), 1), strict=True):
+            picture = generator.synthesize(encoder.codes(face, labels), labels)
+            made.append(interpolate(picture.clamp(-1, 1), batch.faces.shape[-2:], mode="area"))
+        rows = [torch.cat(list(row), dim=2) for row in (batch.faces, torch.cat(made).cpu())]
+        sheet = torch.cat(rows, dim=1).permute(1, 2, 0).add(1).mul(127.5).round().to(torch.uint8).numpy()
+    write_atomic(folder / "samples" / f"{name}.png", encode_png(np.ascontiguousarray(sheet)))
+
+
+def _draw_curves(folder: Path) -> None:
+    import cv2
+
+    panels = []
+    for name, value in (("teach", "whole"), ("teach", "mixed"), ("objective", "reconstruction"), ("objective", "codes")):
+        path = folder / f"{name}.jsonl"
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+        points = np.array([(line["step"], line[value]) for line in lines if value in line])
+        panel = np.full((240, 360, 3), 255, np.uint8)
+        if len(points):
+            top, last = points[:, 1].max(), points[-1, 0]
+            pixels = np.stack([20 + points[:, 0] / last * 320, 220 - points[:, 1] / top * 180], axis=1).astype(np.int32)
+            cv2.polylines(panel, [pixels], False, (20, 60, 160), 2, cv2.LINE_AA)
+            text = f"{name} {value}: {points[-1, 1]:.4f} at {int(last)} (top {top:.4f})"
+            cv2.putText(panel, text, (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        panels.append(panel)
+    write_atomic(folder / "curves.png", encode_png(np.concatenate(panels, axis=1)))
+
+
+def _generator() -> MobileStyleGAN:
+    from e4s_models.mobile_stylegan import MobileStyleGAN
+
+    return MobileStyleGAN.load()
+
+
+def _encoder(checkpoint: Path) -> CodeEncoder:
+    import torch
+
+    encoder = CodeEncoder()
+    load_strict(encoder, torch.load(checkpoint, weights_only=True, map_location="cpu")["encoder"], checkpoint.name)
+    return encoder.eval()
+
+
+def _head(folder: Path) -> PreviewHead:
+    import torch
+
+    head = PreviewHead()
+    load_strict(head, torch.load(folder / "preview_head.pt", weights_only=True), "preview_head.pt")
+    return head.eval()

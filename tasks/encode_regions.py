@@ -1,0 +1,107 @@
+"""Stage `encode`, backend `encoder`: any aligned face and its label map -> regional style codes (paper Sec. 3.2.1).
+
+The trained encoder gives a start; `steps` of optimization bring the picture nearer to the face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from e4s_models.checks import check_shape
+from tasks.encode import GENERATOR_WEIGHTS, SIDE
+from tasks.stage import Inputs, Outputs, Stage, each
+
+if TYPE_CHECKING:
+    from e4s_models.code_encoder import CodeEncoder
+    from e4s_models.mobile_stylegan import MobileStyleGAN
+    from e4s_models.preview_head import PreviewHead
+    from e4s_models.reconstruction_loss import ReconstructionLoss
+
+
+_REFINING = ("preview_head", "lpips_alexnet", "arcface_mbf", "face_parser", *GENERATOR_WEIGHTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    steps: int = 0  # of optimization at 128 px after the encoder; see docs/encoder.md for what each buys
+    rate: float = 0.05  # of Adam, in standard deviations of W
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.steps <= 10000:
+            raise ValueError(f"steps must be 0 to 10000, got {self.steps}")
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate must be above 0 and at most 1, got {self.rate:g}")
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What encodes, and, if steps are asked for, what the codes are refined with."""
+
+    encoder: CodeEncoder
+    refiner: tuple[MobileStyleGAN, PreviewHead, ReconstructionLoss] | None
+
+
+def encode(networks: Networks, config: EncoderConfig, inputs: Inputs) -> Outputs:
+    """Reads `face` (H, H, 3) uint8 RGB, aligned, and its `labels` (H, H) uint8 region ids.
+
+    Writes `codes` (12, 23, 512) float16 and `to_canvas` (3, 3) float64, px of the face -> px of the picture made of them.
+    """
+    import torch
+
+    from e4s_models.code_encoder import LAYER_GROUPS
+    from e4s_models.inversion import RefineSettings, refine
+    from e4s_models.preview_head import SIDE as PREVIEW_SIDE
+    from e4s_models.preview_head import preview
+
+    side = check_shape(inputs["face"], "H H 3")["H"]
+    device = networks.encoder.mean_code.device
+    with torch.inference_mode(False), torch.no_grad():  # refining needs gradients
+        face = torch.from_numpy(np.ascontiguousarray(inputs["face"])).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        regions = torch.from_numpy(np.ascontiguousarray(inputs["labels"])).to(device)[None]
+        codes = networks.encoder.codes(face, regions)
+        if networks.refiner:
+            generator, head, reconstruction = networks.refiner
+            wanted = reconstruction.of(torch.nn.functional.interpolate(face, (PREVIEW_SIDE, PREVIEW_SIDE), mode="area"))
+            codes, _ = refine(
+                codes,
+                lambda moved: preview(generator, head, moved, regions),
+                lambda pictures: reconstruction(pictures, wanted),
+                networks.encoder.basis,
+                LAYER_GROUPS,
+                RefineSettings(steps=config.steps, rate=config.rate),
+            )
+    scale = SIDE / side
+    to_canvas = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2], [0, 0, 1]])
+    return {"codes": codes[0].cpu().numpy().astype(np.float16), "to_canvas": to_canvas}
+
+
+def _load(config: EncoderConfig, device: str) -> Networks:
+    from e4s_models.code_encoder import CodeEncoder
+    from e4s_models.mobile_stylegan import MobileStyleGAN
+    from e4s_models.preview_head import PreviewHead
+    from e4s_models.reconstruction_loss import ReconstructionLoss
+
+    encoder = CodeEncoder.load(device)
+    if not config.steps:
+        return Networks(encoder, None)
+    return Networks(encoder, (MobileStyleGAN.load(device), PreviewHead.load(device), ReconstructionLoss.load(device)))
+
+
+STAGE = Stage(
+    name="encode",
+    backend="encoder",
+    version=1,
+    config=EncoderConfig,
+    load=_load,
+    run=each(encode),
+    reads=("face", "labels"),
+    writes={"codes": "array", "to_canvas": "array"},
+    weights=lambda config: ("code_encoder", *(_REFINING if config.steps else ())),
+    libraries=("numpy", "torch"),
+    device="any",
+)
+
+BACKENDS = {"encoder": STAGE}
