@@ -23,12 +23,12 @@ weights: install
 demo: weights
 	@$(BIN)/e4s synth --pairs $(DEMO_PAIRS) --seed $(DEMO_SEED) --out $(DEMO)/people
 	@$(BIN)/e4s pairs $(DEMO)/people --run $(DEMO)
-	@echo "the same pairs once more, by exchanging style codes in the generator (shares all work before the swap)"
-	@$(BIN)/e4s pairs $(DEMO)/people --run $(DEMO)/codes --store $(DEMO)/store --stage swap=codes
-	@echo "open $(DEMO)/report/index.html and $(DEMO)/codes/report/index.html"
+	@echo "the same pairs once more, composited from the pictures instead of generated (shares all work before the swap)"
+	@$(BIN)/e4s pairs $(DEMO)/people --run $(DEMO)/composite --store $(DEMO)/store --stage swap=composite
+	@echo "open $(DEMO)/report/index.html and $(DEMO)/composite/report/index.html"
 
 test: weights
-	@$(BIN)/e4s models pull realesrgan_param realesrgan_bin
+	@$(BIN)/e4s models pull realesrgan_param realesrgan_bin dlib_face_id
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
@@ -37,7 +37,7 @@ lint: install
 	@$(BIN)/mypy
 
 bench: weights
-	@for name in generator overhead; do $(BIN)/python -m benchmarks.$$name || failed=1; done; test -z "$$failed"
+	@for name in generator overhead region_conv recolor_memory; do $(BIN)/python -m benchmarks.$$name || failed=1; done; test -z "$$failed"
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -25,7 +25,7 @@ Loss = Callable[[Tensor], Tensor]
 class RefineSettings:
     steps: int = 50
     rate: float = 0.05  # Adam, in standard deviations of W
-    pull: float = 0.002  # weight of the mean squared deviation from the start
+    pull: float = 0.01  # weight of the mean squared deviation from the start
     patience: int = 15  # steps without gain before it stops
     gain: float = 0.002  # relative
 
@@ -72,7 +72,7 @@ def refine(
             moved = shared + local
             codes = start + (moved @ basis).repeat_interleave(counts, dim=2)
             each = loss(render(codes))
-            pulled = each + settings.pull * moved.square().mean(dim=(1, 2)).sum(dim=1)
+            total = (each + settings.pull * moved.square().mean(dim=(1, 2)).sum(dim=1)).sum()
         losses.append(each.mean().item())
         better = (each < best_loss).detach()
         best = torch.where(better[:, None, None, None], codes.detach(), best)
@@ -82,6 +82,6 @@ def refine(
         if step == settings.steps or since >= settings.patience:
             break
         optimizer.zero_grad()
-        torch.autograd.backward(pulled.sum())
+        torch.autograd.backward(total)
         optimizer.step()
     return best, losses

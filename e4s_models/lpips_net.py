@@ -60,7 +60,8 @@ class Lpips(nn.Module):
             if index in _POOLED:
                 x = F.max_pool2d(x, 3, 2)
             x = convolution(x).relu()
-            features.append(x / (x.square().sum(1, keepdim=True).sqrt() + _EPSILON))
+            length = (x.square().sum(1, keepdim=True) + _EPSILON**2).sqrt()  # a square under the root: its slope at 0 is finite
+            features.append(x / (length + _EPSILON))
         return features
 
     def differences(self, images: Tensor, references: Tensor) -> list[Tensor]:

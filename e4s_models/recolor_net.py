@@ -187,7 +187,7 @@ def _region_guidance(query: Tensor, key: Tensor, colors: Tensor, animated: Tenso
     # the published network was trained with the target's features cut by the animated mask: outside it a key is 0
     keys = _take(key * animated[..., None], there)
     blended = attend_chunked(_take(query, here), keys, _take(colors, there) * there_counts[..., None], there_counts)
-    return guidance.scatter(1, here[..., None].expand(-1, -1, 3), blended * here_counts[..., None])
+    return guidance.scatter(1, here[..., None].expand(-1, -1, 3), (blended * here_counts[..., None]).to(guidance.dtype))
 
 
 def _dilate(mask: Tensor) -> Tensor:

@@ -19,11 +19,8 @@ from e4s_models.onnx_network import OnnxNetwork
 if TYPE_CHECKING:
     from typing import Self
 
-WEIGHTS = ("lpips_alexnet", "arcface_mbf", "face_parser")
-"""Names in the registry of what `ReconstructionLoss.load` needs."""
-
 _ID_TENSORS = ("418", "451", "473", "658", "515")  # of w600k_mbf: 14, 14, 14, 7 px and the embedding
-_PARSER_SIDE = 256  # px; below, the parser's trunk knows no faces
+_PARSER_SIDE = 256  # px; larger pictures are shrunk to it for the parser's trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,8 @@ class ReconstructionLoss(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, lpips: Lpips, identity: OnnxNetwork, parser: FaceParser, weights: LossWeights | None = None) -> None:
+    def __init__(self, lpips: Lpips, identity: OnnxNetwork | None, parser: FaceParser, weights: LossWeights | None = None) -> None:
+        """`identity` may be None where its weight is 0."""
         super().__init__()
         self.lpips, self.identity, self.trunk = lpips, identity, parser.cp.resnet
         self.register_buffer("mean", parser.mean, persistent=False)
@@ -64,8 +62,10 @@ class ReconstructionLoss(nn.Module):
 
     @classmethod
     def load(cls, device: str = "cpu", weights: LossWeights | None = None) -> Self:
-        """Open the verified weights `WEIGHTS`."""
-        loss = cls(Lpips.load(), OnnxNetwork.load("arcface_mbf"), FaceParser.load("cpu"), weights)
+        """Open the verified weights lpips_alexnet, face_parser and, where it counts, arcface_mbf."""
+        weights = weights or LossWeights()
+        identity = OnnxNetwork.load("arcface_mbf") if weights.identity else None
+        loss = cls(Lpips.load(), identity, FaceParser.load("cpu"), weights)
         return loss.to(device).eval().requires_grad_(False)
 
     def of(self, faces: Tensor) -> Wanted:
@@ -95,10 +95,11 @@ class ReconstructionLoss(nn.Module):
         return loss
 
     def _identity(self, faces: Tensor) -> list[Tensor]:
+        assert self.identity is not None
         return self.identity.tensors(arcface_squares(faces), _ID_TENSORS)
 
     def _parsing(self, faces: Tensor) -> list[Tensor]:
-        if faces.shape[-1] != _PARSER_SIDE:
+        if faces.shape[-1] > _PARSER_SIDE:
             faces = F.interpolate(faces, (_PARSER_SIDE, _PARSER_SIDE), mode="bilinear", antialias=True)
         return list(self.trunk(((faces + 1) / 2 - self.mean) / self.std))
 

@@ -21,9 +21,8 @@ from e4s_models.checks import check_shape
 
 _BLUR = (1.0, 3.0, 3.0, 1.0)
 EPSILON = 1e-8  # under the root of a normalisation
-_CHUNK = {"cpu": 1 << 18}  # elements of looked-up rows at a time, by device: what stays in a CPU's cache
-_CHUNK_ELSEWHERE = 1 << 25
-_SEAMS_PER_LOOKUP = 8  # patches may take more, so that their product with the kernel is worth it
+_CHUNK = {"cpu": 1 << 21}  # elements of looked-up rows at a time, by device: what stays in a CPU's cache
+_CHUNK_ELSEWHERE = 1 << 28
 
 
 class EqualLinear(nn.Linear):
@@ -231,7 +230,7 @@ def region_conv(x: Tensor, weight: Tensor, styles: Tensor, regions: Regions, up:
     for (lines, columns), all_corners, all_codes in zip(_MEETINGS[up], seams.corners, seams.corner_codes, strict=True):
         kernel = torch.cat([weight[:, :, i, j] for i, _ in lines for j, _ in columns], dim=1).t()  # (T * C, C')
         steps = torch.tensor([i * (side + 2) + j for _, i in lines for _, j in columns], device=x.device)  # (T,)
-        chunk = max(1, _SEAMS_PER_LOOKUP * _chunk(x.device) // len(kernel))
+        chunk = max(1, _chunk(x.device) // len(kernel))
         for corners, codes in zip(torch.split(all_corners, chunk), torch.split(all_codes, chunk), strict=True):
             patches = padded.index_select(0, (corners[:, None] + steps).flatten()).view(-1, len(steps), x.shape[1])  # (M, T, C)
             parts.append((patches * style_rows.index_select(0, codes)[:, None]).flatten(1) @ kernel)  # (M, C')

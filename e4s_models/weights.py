@@ -350,6 +350,16 @@ WEIGHTS: dict[str, Weight] = {
             ),
         ),
         Weight(
+            name="code_encoder",
+            file="code_encoder.safetensors",
+            sha256="9ceddcf1bce40fc83db7624b51a1934429e14b9e38eafdcd7e011803d94c8413",
+            size=36861392,
+            licence="MIT, as this project; its trunk starts from face_parser, trained on CelebAMask-HQ (non-commercial)",
+            origin="this project: learnt from generated people by `e4s train rgi`; see docs/encoder.md",
+            inputs="RGB (B, 3, H, H) [-1, 1], FFHQ-aligned, and region ids; codes (B, 12, 4, 512) come out. float16.",
+            sources=(Shipped(),),
+        ),
+        Weight(
             name="preview_head",
             file="preview_head.safetensors",
             sha256="afe41cf04c3f0cd7e95ed20441683d18afe6aaf6a091573e4ec425fbacf94510",
@@ -380,6 +390,10 @@ DEFAULT_WEIGHTS = (
     "mobile_stylegan_mapping_bin",
     "face_mesh",
     "face_parser",
+    "code_encoder",
+    "preview_head",
+    "lpips_alexnet",
+    "arcface_mbf",
 )
 """What the `mobile` profile and the people generator need."""
 

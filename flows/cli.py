@@ -203,15 +203,15 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=composite")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="a setting, such as blend.levels=6")
-    parser.add_argument("--refine", type=int, metavar="STEPS", help="steps of optimization after the encoder (encode.steps)")
+    parser.add_argument("--refine", type=int, metavar="STEPS", help="steps of optimization after the encoder")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
     parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
 
 
-def _changes(arguments: argparse.Namespace) -> list[str]:
-    """`--set` and what stands for one."""
+def _changes(arguments: argparse.Namespace, refined: str) -> list[str]:
+    """`--set` and what stands for one; `refined` is the node that `--refine` means."""
     refine: int | None = arguments.refine
-    return [*arguments.set, *([] if refine is None else [f"encode.steps={refine}"])]
+    return [*arguments.set, *([] if refine is None else [f"{refined}.steps={refine}"])]
 
 
 def _add_pipeline(parser: argparse.ArgumentParser) -> None:
@@ -271,7 +271,7 @@ def _invert(arguments: argparse.Namespace) -> int:
         arguments.output,
         profile=arguments.profile,
         stages=arguments.stage,
-        changes=_changes(arguments),
+        changes=_changes(arguments, "encode"),
         device=arguments.device,
         face=arguments.face,
         max_pixels=arguments.max_pixels,
@@ -321,7 +321,7 @@ def _request(arguments: argparse.Namespace, manifest: str, run: str, keep: Keep)
         run=run,
         profile=arguments.profile,
         stages=arguments.stage,
-        changes=_changes(arguments),
+        changes=_changes(arguments, "encode_driven"),
         device=arguments.device,
         keep=keep,
         store=arguments.store,

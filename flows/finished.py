@@ -25,7 +25,7 @@ class FinishedRun:
         self.store = open_store(folder, self.settings["store"])
         prints: dict[str, dict[str, Any]] = self.settings["nodes"]
         backends = {print_["stage"]: print_["backend"] for print_ in prints.values()}
-        options = {print_["stage"]: print_["config"] for print_ in prints.values()}
+        options = {node: print_["config"] for node, print_ in prints.items()}
         settings = change_settings(Settings(backends, options, self.settings["device"]), stages, changes)
         self.graph = Graph(PAIR_NODES, PAIR_RESULT, settings, prints)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,13 @@ import numpy as np
 
 from e4s_models.warp import resample
 from flows.engine import require_weights, use_threads
-from flows.plan import pick_device
+from flows.plan import PAIR_NODES, pick_device
 from flows.profiles import make_settings
 from storage.codec import encode_png
 from storage.store import write_atomic
+from tasks.encode import GENERATOR_WEIGHTS
 from tasks.frame import MAX_PIXELS, ImageFile, hash_file, probe
-from tasks.graph import Graph, Node
+from tasks.graph import STAGES, Graph, Node, UsageError
 from tasks.runner import cpu_threads
 from tasks.stage import Array, ItemError, UInt8
 from tasks.swap_codes import generate, regions_in_picture
@@ -25,7 +27,7 @@ from tasks.swap_codes import generate, regions_in_picture
 if TYPE_CHECKING:
     from e4s_models.mobile_stylegan import MobileStyleGAN
 
-METRIC_WEIGHTS = ["lpips_alexnet", "arcface_mbf"]
+METRIC_WEIGHTS = ("lpips_alexnet", "arcface_mbf")
 
 NODES = (
     Node("align", "align", "image", {"image": "image", "face_index": "face_index"}),
@@ -56,13 +58,19 @@ def invert(
     """
     probe(image, max_pixels)
     settings = make_settings(profile, stages, changes, pick_device(device))
+    elsewhere = {node.name for node in PAIR_NODES} - {node.name for node in NODES} - set(STAGES)  # nodes that a profile may set
+    settings = replace(settings, options={name: table for name, table in settings.options.items() if name not in elsewhere})
     graph = Graph(NODES, ("encode", "codes"), settings)
-    require_weights(graph.weights() + METRIC_WEIGHTS)
+    encode = graph.stages["encode"]
+    if not {"codes", "to_canvas"} <= encode.writes.keys():
+        raise UsageError(f"encode={encode.backend} makes no codes of the embedded generator; use --stage encode=encoder")
+    needed = {weight for name, stage in graph.stages.items() for weight in stage.weights(graph.configs[name])}
+    require_weights(sorted({*needed, *GENERATOR_WEIGHTS, *METRIC_WEIGHTS}))
     use_threads(cpu_threads())
     from e4s_models.mobile_stylegan import MobileStyleGAN
 
     known: dict[str, Any] = {"image": ImageFile(image, hash_file(image)), "face_index": face}
-    for node in graph.nodes:
+    for node in NODES:  # the metrics need all of them, whatever the encoder reads
         known |= {f"{node.name}.{name}": value for name, value in _run(graph, node, known).items()}
     crop, regions, codes, to_canvas = (known[name] for name in ("align.face", "parse.regions", "encode.codes", "encode.to_canvas"))
     made = reconstruct(MobileStyleGAN.load(settings.device), codes, regions, to_canvas)

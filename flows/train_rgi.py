@@ -105,6 +105,7 @@ def train_objective(folder: Path, steps: int, minutes: float, seed: int, device:
 
     generator, head = _generator(), _head(folder)
     encoder = _encoder(folder / "teach.pt")
+    encoder.freeze_early()
     trainee = MobileTrainee(generator.to(device), head.to(device))
     pool = Pool(folder / "data", VALIDATION_SHARDS)
     settings = ObjectiveSettings(steps=steps, minutes=minutes, seed=seed)

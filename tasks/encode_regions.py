@@ -21,19 +21,22 @@ if TYPE_CHECKING:
     from e4s_models.reconstruction_loss import ReconstructionLoss
 
 
-_REFINING = ("preview_head", "lpips_alexnet", "arcface_mbf", "face_parser", *GENERATOR_WEIGHTS)
+_REFINING = ("preview_head", "lpips_alexnet", "face_parser", *GENERATOR_WEIGHTS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     steps: int = 0  # of optimization at 128 px after the encoder; see docs/encoder.md for what each buys
-    rate: float = 0.05  # of Adam, in standard deviations of W
+    rate: float = 0.1  # of Adam, in standard deviations of W
+    identity: float = 0.1  # weight of the identity network in what the steps minimise; 0 does without it
 
     def __post_init__(self) -> None:
         if not 0 <= self.steps <= 10000:
             raise ValueError(f"steps must be 0 to 10000, got {self.steps}")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate must be above 0 and at most 1, got {self.rate:g}")
+        if not 0 <= self.identity <= 10:
+            raise ValueError(f"identity must be 0 to 10, got {self.identity:g}")
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,25 @@ def encode(networks: Networks, config: EncoderConfig, inputs: Inputs) -> Outputs
 
 
 def _load(config: EncoderConfig, device: str) -> Networks:
+    import torch
+
     from e4s_models.code_encoder import CodeEncoder
     from e4s_models.mobile_stylegan import MobileStyleGAN
     from e4s_models.preview_head import PreviewHead
-    from e4s_models.reconstruction_loss import ReconstructionLoss
+    from e4s_models.reconstruction_loss import LossWeights, ReconstructionLoss
 
-    encoder = CodeEncoder.load(device)
+    with torch.inference_mode(False):  # refining needs gradients
+        encoder = CodeEncoder.load(device)
+        if not config.steps:
+            return Networks(encoder, None)
+        reconstruction = ReconstructionLoss.load(device, LossWeights(identity=config.identity))
+        return Networks(encoder, (MobileStyleGAN.load(device), PreviewHead.load(device), reconstruction))
+
+
+def _weights(config: EncoderConfig) -> tuple[str, ...]:
     if not config.steps:
-        return Networks(encoder, None)
-    return Networks(encoder, (MobileStyleGAN.load(device), PreviewHead.load(device), ReconstructionLoss.load(device)))
+        return ("code_encoder",)
+    return ("code_encoder", *_REFINING, *(("arcface_mbf",) if config.identity else ()))
 
 
 STAGE = Stage(
@@ -99,7 +112,7 @@ STAGE = Stage(
     run=each(encode),
     reads=("face", "labels"),
     writes={"codes": "array", "to_canvas": "array"},
-    weights=lambda config: ("code_encoder", *(_REFINING if config.steps else ())),
+    weights=_weights,
     libraries=("numpy", "torch"),
     device="any",
 )

@@ -57,7 +57,8 @@ class Node:
     """One stage at one place of the graph.
 
     A wire names where an input comes from: `image` and `face_index` (the picture itself), `align.face` (another node's output), for
-    nodes of a pair also with the role in front (`source.align.face`). A backend takes the wires that it reads.
+    nodes of a pair also with the role in front (`source.align.face`). A backend takes the wires that it reads. A node is called as its
+    stage, or so with something behind it (`encode_driven`).
     """
 
     name: str
@@ -82,7 +83,7 @@ class Settings:
     """What decides bytes beside the inputs: a backend per stage, changed config fields, the device kind."""
 
     backends: Mapping[str, str]
-    options: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, Mapping[str, Any]]  # by stage, for all its nodes, or by node, for that one
     device: str = "cpu"
 
 
@@ -148,10 +149,13 @@ class Graph:
         self.all_nodes = {node.name: node for node in nodes}
         self.final = final  # (node, output)
         self.settings = settings
-        for name in (*settings.backends, *settings.options):
+        for name in (*settings.backends, *(name for name in settings.options if name not in self.all_nodes)):
             backends(name)  # a name that no stage bears is an error, not a setting without effect
         self.stages = {name: pick_backend(n.stage, settings.backends.get(n.stage)) for name, n in self.all_nodes.items()}
-        self.configs = {name: make_config(stage, settings.options.get(stage.name, {})) for name, stage in self.stages.items()}
+        self.configs = {
+            name: make_config(stage, {**settings.options.get(stage.name, {}), **settings.options.get(name, {})})
+            for name, stage in self.stages.items()
+        }
         self.nodes = [node for node in self.all_nodes.values() if node.name in self._reachable()]
 
     def _reachable(self) -> set[str]:

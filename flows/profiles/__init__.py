@@ -35,12 +35,12 @@ def make_settings(profile: str, stages: Sequence[str] = (), changes: Sequence[st
             raise UsageError(f"profile {profile}: {stage} must be a table such as [{stage}]")
         options[stage] = {name: value for name, value in table.items() if name != "backend"}
         if "backend" in table:
-            backends[stage] = table["backend"]
+            backends[stage] = table["backend"]  # of a stage; Graph refuses that of a node
     return change_settings(Settings(backends, options, device), stages, changes)
 
 
 def change_settings(settings: Settings, stages: Iterable[str], changes: Iterable[str]) -> Settings:
-    """Apply `--stage` and `--set` texts. Raises UsageError."""
+    """Apply `--stage` and `--set` texts; what is set for a stage holds for all its nodes. Raises UsageError."""
     backends = dict(settings.backends)
     options = {stage: dict(table) for stage, table in settings.options.items()}
     for text in stages:
@@ -48,15 +48,23 @@ def change_settings(settings: Settings, stages: Iterable[str], changes: Iterable
         if not backend:
             raise UsageError(f"--stage {text!r} must read stage=backend, such as swap=codes")
         if (backends.get(stage) or pick_backend(stage, None).backend) != backend:
-            options.pop(stage, None)  # the profile's settings belong to the backend that it names
+            for name in _tables(options, stage):
+                options.pop(name)  # the profile's settings belong to the backend that it names
         backends[stage] = backend
     for text in changes:
         name, _, value = text.partition("=")
         stage, _, setting = name.partition(".")
         if not setting or not value:
             raise UsageError(f"--set {text!r} must read stage.setting=value, such as blend.levels=6")
-        options.setdefault(stage, {})[setting] = _toml_value(value)
+        options.setdefault(stage, {})
+        for table in _tables(options, stage):
+            options[table][setting] = _toml_value(value)
     return Settings(backends, options, settings.device)
+
+
+def _tables(options: Mapping[str, Any], stage: str) -> list[str]:
+    """Tables of a stage and of its nodes (`encode`, `encode_driven`), or of a node alone."""
+    return [name for name in options if name == stage or name.startswith(f"{stage}_")]
 
 
 def _toml_value(text: str) -> Any:

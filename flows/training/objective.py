@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -71,13 +72,13 @@ def train(
     step, began = int(state["step"]), time.monotonic() - float(state["spent"])
     counts = torch.tensor([end - start for start, end in zip((0, *trainee.groups[:-1]), trainee.groups, strict=True)], device=device)
     running: list[dict[str, float]] = []
-    encoder.train()
+    encoder.eval()  # batches are small: normalisation keeps the statistics that were taught
     while step < settings.steps:
         progress = max(step / settings.steps, (time.monotonic() - began) / 60 / settings.minutes if settings.minutes else 0.0)
         if progress >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * progress)))
+            group["lr"] = settings.rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
         rng = np.random.Generator(np.random.PCG64([settings.seed, 1, step]))
         if not running:
             pool.refresh()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -56,7 +57,7 @@ class CodeLoss(nn.Module):
         groups = torch.tensor([next(g for g, end in enumerate(LAYER_GROUPS) if layer < end) for layer in range(NUM_LAYERS)])
         error = (predicted[:, :, groups] - true).permute(2, 0, 1, 3).flatten(1, 2)  # (23, B * 12, 512)
         squares = (torch.bmm(error, self.metric) * error).sum(dim=2)  # (23, B * 12)
-        return (squares * present.flatten()).sum(dim=1) / present.sum()
+        return (squares * present.flatten()).sum(dim=1) / present.sum().clamp(min=1)
 
 
 def w_basis(generator: MobileStyleGAN) -> Tensor:
@@ -110,7 +111,7 @@ def teach(data: Path, out: Path, generator: MobileStyleGAN, settings: TeachSetti
                 break
         if step % settings.save_every == 0 or not running:
             known = pool.refresh()
-        rate = settings.rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(progress, 1.0))))
+        rate = settings.rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, rate * settings.trunk_rate
         batch = pool.draw(settings.batch, np.random.Generator(np.random.PCG64([settings.seed, 0, step])))
         encoder.train()

@@ -24,7 +24,8 @@ class Painter:
 def run(steps: int, start: Tensor, wanted: Tensor, **changes: float) -> tuple[Tensor, list[float]]:
     painter = Painter()
     settings = RefineSettings(steps=steps, rate=0.1, **changes)  # type: ignore[arg-type]
-    return refine(start, painter, lambda made: (made - wanted).square().mean(dim=(1, 2, 3)), torch.eye(4), GROUPS, settings)
+    with torch.no_grad():  # as a stage is run
+        return refine(start, painter, lambda made: (made - wanted).square().mean(dim=(1, 2, 3)), torch.eye(4), GROUPS, settings)
 
 
 @pytest.fixture

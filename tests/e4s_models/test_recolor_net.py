@@ -56,6 +56,13 @@ def test_gives_a_picture_and_repeats_itself(network: RecolorNet) -> None:
     assert torch.equal(recolored, network(pictures(0), pictures(1), FACE, OTHER))
 
 
+def test_bfloat16_is_close(network: RecolorNet) -> None:
+    exact = network(pictures(0), pictures(1), FACE, OTHER)
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = network(pictures(0), pictures(1), FACE, OTHER)
+    assert 0 < (lower.float() - exact).abs().max() < 0.1
+
+
 def test_flip_mirrors_what_the_features_see(network: RecolorNet) -> None:
     plain, flipped = (network.guide(pictures(0), pictures(1), FACE, OTHER, flip) for flip in (False, True))
     assert not torch.allclose(plain[:, :6], flipped[:, :6], atol=1e-5)

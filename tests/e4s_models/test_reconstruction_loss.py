@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from e4s_models.lpips_net import Lpips
 from e4s_models.mobile_stylegan import NUM_LAYERS, MobileStyleGAN
 from e4s_models.preview_head import PreviewHead, preview
 from e4s_models.reconstruction_loss import LossWeights, ReconstructionLoss
@@ -49,10 +50,19 @@ def test_terms_and_their_gradients(people: torch.Tensor) -> None:
         one = ReconstructionLoss.load(weights=weights)
         value = one(made, one.of(small))
         (gradient,) = torch.autograd.grad(value.sum(), made)
-        values[name] = float(value) - float((made - small).square().mean())
+        values[name] = float(value.detach()) - float((made.detach() - small).square().mean())
         assert torch.isfinite(gradient).all()
         assert gradient.abs().max() > 0
     assert all(0.05 < value < 6 for value in values.values()), values
+
+
+def test_gradients_are_finite_where_nothing_is_activated() -> None:
+    network = Lpips()
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    picture = torch.rand(1, 3, 64, 64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(network(picture, torch.rand(1, 3, 64, 64)).sum(), picture)
+    assert torch.isfinite(gradient).all()
 
 
 def test_the_preview_is_the_picture_shrunk(generator: MobileStyleGAN) -> None:

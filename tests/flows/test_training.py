@@ -90,6 +90,7 @@ def test_code_loss_is_zero_for_the_code_and_one_for_a_doubled_style(generator: M
     wrong = codes[:, :, :4].clone()
     wrong[:, 3:] += 5
     assert not loss(wrong, codes, present).any(), "absent regions do not count"
+    assert not loss(wrong, codes, torch.zeros_like(present)).any(), "a batch without known codes costs nothing"
 
 
 def test_the_basis_spans_w(generator: MobileStyleGAN) -> None:

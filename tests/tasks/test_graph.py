@@ -56,12 +56,27 @@ def test_another_device_changes_the_key_of_what_runs_on_it() -> None:
 
 
 def test_only_what_the_backends_read_is_part_of_the_graph() -> None:
-    assert "encode" not in {node.name for node in graph().nodes}
-    assert "encode" in {node.name for node in graph(make_settings("mobile", stages=["swap=codes"])).nodes}
+    assert "encode" in {node.name for node in graph().nodes}
+    assert "encode" not in {node.name for node in graph(make_settings("mobile", stages=["swap=composite"])).nodes}
+
+
+def test_a_setting_holds_for_all_nodes_of_its_stage_or_for_the_one_that_is_named() -> None:
+    def steps(*changes: str) -> list[int]:
+        of = graph(make_settings("mobile", changes=changes))
+        return [of.configs[node].steps for node in ("encode", "encode_driven")]
+
+    assert steps()[0] == 0 < steps()[1]
+    assert steps("encode_driven.steps=7") == [0, 7]
+    assert steps("encode.steps=5") == [5, 5]
+    assert steps("encode.steps=5", "encode_driven.steps=7") == [5, 7]
+    before, after = keys(graph()), keys(graph(make_settings("mobile", changes=["encode_driven.steps=7"])))
+    assert {slot[0] for slot in before if before[slot] != after[slot]} & {"encode", "encode_driven", "parse"} == {"encode_driven"}
+    other = graph(make_settings("mobile", stages=["encode=synth"]))  # the profile's settings do not fit, so they are gone
+    assert other.stages["encode_driven"].backend == "synth"
 
 
 def test_target_and_driven_face_are_encoded() -> None:
-    of = graph(make_settings("mobile", stages=["swap=codes"]))
+    of = graph(make_settings("mobile", stages=["encode=synth"]))
     works = of.works(ITEM)
     assert works["swap", ""].reads["target_codes"] == (works["encode", "target"].key, "codes")
     assert works["swap", ""].reads["driven_codes"] == (works["encode_driven", ""].key, "codes")
@@ -90,7 +105,7 @@ def test_a_finished_result_needs_nothing_and_a_missing_one_only_what_is_missing(
         ([], ["align.side=true"], "align.side must be int"),
         ([], ["align.side=8"], "at least 64"),
         ([], ["blend.depth=3"], "no setting 'depth'"),
-        (["swap=rgi"], [], "swap=rgi reads 'styles' of encode_driven, which encode=synth does not write; add --stage encode=rgi"),
+        (["swap=rgi"], [], "swap=rgi reads 'styles' of encode_driven, which encode=encoder does not write; add --stage encode=rgi"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(stages: list[str], changes: list[str], part: str) -> None:

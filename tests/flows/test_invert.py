@@ -1,0 +1,85 @@
+"""`e4s invert` and the default way to swap, through the command line, on synthetic people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from flows.cli import main
+
+
+def read(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path))
+    assert image is not None
+    return np.asarray(image)
+
+
+def test_inverting_writes_what_it_says_and_steps_help(people_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(people_folder / "people/000001.png")
+    metrics = []
+    for steps in (0, 3):
+        out = tmp_path / str(steps)
+        assert main(["invert", image, "-o", str(out), "--refine", str(steps), "--device", "cpu"]) == 0
+        metrics.append(json.loads((out / "metrics.json").read_text()))
+        assert {path.name for path in out.iterdir()} == {"face.png", "reconstruction.png", "side_by_side.png", "codes.npz", "metrics.json"}
+    assert "psnr" in capsys.readouterr().out
+    assert metrics[1]["psnr"] > metrics[0]["psnr"]
+    assert metrics[1]["lpips"] < metrics[0]["lpips"]
+    assert metrics[1]["identity_cosine"] > metrics[0]["identity_cosine"]
+    sheet, face = read(tmp_path / "3/side_by_side.png"), read(tmp_path / "3/face.png")
+    assert sheet.shape == (1024, 2048, 3)
+    assert np.array_equal(sheet[:, :1024], face)
+    with np.load(tmp_path / "3/codes.npz") as stored:
+        assert stored["codes"].shape == (12, 23, 512)
+        assert stored["regions"].shape == (1024, 1024)
+
+
+def test_the_known_code_inverts_best(people_folder: Path, tmp_path: Path) -> None:
+    image = str(people_folder / "people/000001.png")
+    assert main(["invert", image, "-o", str(tmp_path), "--stage", "encode=synth", "--device", "cpu"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["psnr"] > 28
+    assert metrics["identity_cosine"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["nowhere.png"], "nowhere.png"),
+        (["{noise}"], "no face"),
+        (["{person}", "--refine", "-1"], "steps must be 0 to"),
+        (["{person}", "--stage", "encode=rgi"], "encode"),
+        (["{person}", "--face", "3"], "face"),
+    ],
+)
+def test_what_cannot_be_inverted_is_one_sentence(
+    arguments: list[str], part: str, people_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = tmp_path / "noise.png"
+    cv2.imwrite(str(noise), np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8))
+    named = {"{noise}": str(noise), "{person}": str(people_folder / "people/000001.png")}
+    given = [named.get(argument, argument) for argument in arguments]
+    assert main(["invert", *given, "-o", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert part in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_default_swap_shows_the_source(people_folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    from e4s_models.id_networks import ID_NETWORKS
+
+    source, target = (people_folder / f"people/{index:06d}.png" for index in (0, 1))
+    out = tmp_path / "out.png"
+    assert main(["swap", str(source), str(target), "-o", str(out), "--refine", "3", "--device", "cpu"]) == 0
+    network = ID_NETWORKS["dlib_face_id"]("cpu")
+    faces = torch.from_numpy(np.stack([read(path)[..., ::-1] for path in (out, source, target)])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    swapped, wanted, other = network.features(faces)
+    assert (swapped - wanted).norm() < (swapped - other).norm()
+    assert np.array_equal(read(out)[:40], read(target)[:40]), "beside the face nothing changes"
