@@ -50,7 +50,7 @@ WAYS = (
     Way("refine 0", changes=("encode_driven.steps=0",)),
     Way("refine 50", changes=("encode_driven.steps=50",)),
     Way("composite", stages=("swap=composite",)),
-    Way("known codes", stages=("encode=synth",)),
+    Way("known codes", stages=("encode=synth",), changes=("swap.target_layers=5",)),
     Way("source re-encoded", self_swap=True),
 )
 PAPER = {1: 0.42, 5: 0.58}
