@@ -24,6 +24,7 @@ from e4s_models.mobile_stylegan import NUM_LAYERS, MobileStyleGAN
 from e4s_models.regions import BISENET19_TO_REGIONS, NUM_REGIONS
 from flows.engine import use_threads
 from flows.invert import measure, reconstruct
+from flows.profiles import make_settings
 from flows.synth import person_w, picture
 from tasks import align, encode_regions
 from tasks.frame import ImageFile, hash_file
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=200)
     parser.add_argument("--photos", type=Path, help="folder of photographs")
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, encode_regions.EncoderConfig().steps, 50])
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, make_settings("mobile").options["encode_driven"]["steps"], 50])
     parser.add_argument("--out", type=Path, help="rows, JSON lines; kept between calls")
     parser.add_argument("--quick", action="store_true", help="one person, few steps: that it runs, not how well")
     chosen = parser.parse_args(arguments)
