@@ -202,7 +202,8 @@ def published_state(declared: Published, path: Path) -> dict[str, torch.Tensor]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        first = str(error).partition("\n")[0]
+        reason = first if " " in first else "it is none"  # some of torch's reasons are a bare number
         raise WeightsError(f"{path} cannot be read as a plain checkpoint ({reason}); fetch it again from the authors' release") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict; fetch it again from the authors' release")

@@ -203,15 +203,20 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=composite")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="a setting, such as blend.levels=6")
-    parser.add_argument("--refine", type=int, metavar="STEPS", help="steps of optimization after the encoder")
+    parser.add_argument(
+        "--refine",
+        type=int,
+        metavar="STEPS",
+        help="steps of optimization after the encoder, of the source's codes (default 20): encode_driven.steps",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
     parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
 
 
-def _changes(arguments: argparse.Namespace, refined: str) -> list[str]:
-    """`--set` and what stands for one; `refined` is the node that `--refine` means."""
+def _changes(arguments: argparse.Namespace) -> list[str]:
+    """`--set` and what stands for one."""
     refine: int | None = arguments.refine
-    return [*arguments.set, *([] if refine is None else [f"{refined}.steps={refine}"])]
+    return [*arguments.set, *([] if refine is None else [f"encode_driven.steps={refine}"])]
 
 
 def _add_pipeline(parser: argparse.ArgumentParser) -> None:
@@ -266,16 +271,22 @@ def _swap(arguments: argparse.Namespace) -> int:
 def _invert(arguments: argparse.Namespace) -> int:
     from flows.invert import invert
 
-    metrics = invert(
-        arguments.image,
-        arguments.output,
-        profile=arguments.profile,
-        stages=arguments.stage,
-        changes=_changes(arguments, "encode"),
-        device=arguments.device,
-        face=arguments.face,
-        max_pixels=arguments.max_pixels,
-    )
+    if Path(arguments.output).is_file():
+        raise UsageError(f"{arguments.output}: a file; give a folder for what invert writes")
+    try:
+        metrics = invert(
+            arguments.image,
+            arguments.output,
+            profile=arguments.profile,
+            stages=arguments.stage,
+            changes=_changes(arguments),
+            device=arguments.device,
+            face=arguments.face,
+            max_pixels=arguments.max_pixels,
+        )
+    except ItemError as error:
+        print(f"e4s: {error}", file=sys.stderr)
+        return 2
     print(f"{Path(arguments.output) / 'side_by_side.png'}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     return 0
 
@@ -321,7 +332,7 @@ def _request(arguments: argparse.Namespace, manifest: str, run: str, keep: Keep)
         run=run,
         profile=arguments.profile,
         stages=arguments.stage,
-        changes=_changes(arguments, "encode_driven"),
+        changes=_changes(arguments),
         device=arguments.device,
         keep=keep,
         store=arguments.store,

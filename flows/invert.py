@@ -33,7 +33,7 @@ NODES = (
     Node("align", "align", "image", {"image": "image", "face_index": "face_index"}),
     Node("parse", "parse", "image", {"face": "align.face"}),
     Node(
-        "encode",
+        "encode_driven",  # as the source of a swap is encoded, with the profile's steps
         "encode",
         "image",
         {"image": "image", "face": "align.face", "labels": "parse.regions", "crop_to_frame": "align.crop_to_frame"},
@@ -60,8 +60,8 @@ def invert(
     settings = make_settings(profile, stages, changes, pick_device(device))
     elsewhere = {node.name for node in PAIR_NODES} - {node.name for node in NODES} - set(STAGES)  # nodes that a profile may set
     settings = replace(settings, options={name: table for name, table in settings.options.items() if name not in elsewhere})
-    graph = Graph(NODES, ("encode", "codes"), settings)
-    encode = graph.stages["encode"]
+    graph = Graph(NODES, ("encode_driven", "codes"), settings)
+    encode = graph.stages["encode_driven"]
     if not {"codes", "to_canvas"} <= encode.writes.keys():
         raise UsageError(f"encode={encode.backend} makes no codes of the embedded generator; use --stage encode=encoder")
     needed = {weight for name, stage in graph.stages.items() for weight in stage.weights(graph.configs[name])}
@@ -72,7 +72,9 @@ def invert(
     known: dict[str, Any] = {"image": ImageFile(image, hash_file(image)), "face_index": face}
     for node in NODES:  # the metrics need all of them, whatever the encoder reads
         known |= {f"{node.name}.{name}": value for name, value in _run(graph, node, known).items()}
-    crop, regions, codes, to_canvas = (known[name] for name in ("align.face", "parse.regions", "encode.codes", "encode.to_canvas"))
+    crop, regions, codes, to_canvas = (
+        known[name] for name in ("align.face", "parse.regions", "encode_driven.codes", "encode_driven.to_canvas")
+    )
     made = reconstruct(MobileStyleGAN.load(settings.device), codes, regions, to_canvas)
     metrics = measure(made, crop)
     folder = Path(output)

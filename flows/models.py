@@ -12,7 +12,7 @@ from rich.table import Table
 from e4s_models.added import add, check_request, convert, record, verify_added
 from e4s_models.published import PUBLISHED, published
 from e4s_models.user_network import ROLES, add_user_network, user_convention, user_network_state
-from e4s_models.weights import DEFAULT_WEIGHTS, WEIGHTS, WeightsError, pull, verify
+from e4s_models.weights import DEFAULT_WEIGHTS, WEIGHTS, WeightsError, pull, remedies, verify
 
 
 def print_list() -> int:
@@ -87,7 +87,7 @@ def verify_weights(names: Sequence[str]) -> int:
     wanted = names or DEFAULT_WEIGHTS
     bad = [name for name, state in states.items() if state == "damaged" or (name in wanted and state != "ok")]
     if bad:
-        print(f"e4s: {', '.join(bad)}: not usable; run `e4s models pull {' '.join(bad)}`", file=sys.stderr)
+        print(f"e4s: {', '.join(bad)}: not usable; {remedies(bad)}", file=sys.stderr)
     if names:
         return 2 if bad else 0
     print("(* = needed by the default profile; the others are for options and evaluation)")

@@ -26,6 +26,7 @@ from e4s_models.weights import load_strict, save_shipped
 from flows.training.data import PEOPLE_PER_SHARD, Pool, make_shards, read_shard, shard_path
 from storage.codec import encode_png
 from storage.store import write_atomic
+from tasks.graph import UsageError
 
 if TYPE_CHECKING:
     from e4s_models.mobile_stylegan import MobileStyleGAN
@@ -57,6 +58,11 @@ def train_rgi(
 
     Returns the folder. Same arguments, same machine: same bytes, unless minutes end a part.
     """
+    least = (VALIDATION_SHARDS + 1) * PEOPLE_PER_SHARD
+    if people < least:
+        raise UsageError(f"people must be at least {least}, of whom {VALIDATION_SHARDS * PEOPLE_PER_SHARD} are held out, got {people}")
+    if min(head_steps, teach_steps, objective_steps) < 1:
+        raise UsageError(f"every part needs at least 1 step, got {head_steps}, {teach_steps} and {objective_steps}")
     folder = Path(out)
     part(make_people, folder / "data", people, seed)
     part(fit_head, folder, head_steps, seed)

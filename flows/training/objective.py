@@ -73,10 +73,7 @@ def train(
     counts = torch.tensor([end - start for start, end in zip((0, *trainee.groups[:-1]), trainee.groups, strict=True)], device=device)
     running: list[dict[str, float]] = []
     encoder.eval()  # batches are small: normalisation keeps the statistics that were taught
-    while step < settings.steps:
-        progress = max(step / settings.steps, (time.monotonic() - began) / 60 / settings.minutes if settings.minutes else 0.0)
-        if progress >= 1:
-            break
+    while (progress := progress_of(step, settings.steps, began, settings.minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
         rng = np.random.Generator(np.random.PCG64([settings.seed, 1, step]))
@@ -109,7 +106,7 @@ def train(
             losses["judging"] = judged
         running.append({name: value.item() for name, value in losses.items()})
         step += 1
-        if step % settings.save_every == 0 or step == settings.steps:
+        if step % settings.save_every == 0 or progress_of(step, settings.steps, began, settings.minutes) >= 1:
             spent = time.monotonic() - began
             means = {name: float(np.mean([row[name] for row in running if name in row])) for name in running[-1]}
             line = {"step": step, **means, "rate": optimizer.param_groups[0]["lr"], "minutes": spent / 60}
@@ -124,6 +121,11 @@ def train(
             save(state, checkpoint)
             sample(step)
     encoder.eval()
+
+
+def progress_of(step: int, steps: int, began: float, minutes: float) -> float:
+    """How much of a part is over, by steps or by time, from 0 to 1 and beyond; `began` is on the clock of `time.monotonic`."""
+    return max(step / max(1, steps), (time.monotonic() - began) / 60 / minutes if minutes else 0.0)
 
 
 def save(state: dict[str, Any], path: Path) -> None:

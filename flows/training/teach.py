@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from e4s_models.code_encoder import LAYER_GROUPS, CodeEncoder
 from e4s_models.face_parser import FaceParser
 from flows.training.data import NUM_LAYERS, Pool, Shard, batch_of, read_shard
-from flows.training.objective import save
+from flows.training.objective import progress_of, save
 
 if TYPE_CHECKING:
     from e4s_models.mobile_stylegan import MobileStyleGAN
@@ -100,15 +100,9 @@ def teach(data: Path, out: Path, generator: MobileStyleGAN, settings: TeachSetti
         step, spent = state["step"], state["spent"]
     pool = Pool(data, first=settings.validation)
     held_out = [read_shard(path) for path in sorted(data.glob("shard-*.npz"))[: settings.validation]]
-    began = time.monotonic()
+    began = time.monotonic() - spent
     running: list[float] = []
-    while step < settings.steps:
-        progress = step / settings.steps
-        if settings.minutes:
-            elapsed = spent + time.monotonic() - began
-            progress = max(progress, elapsed / 60 / settings.minutes)
-            if progress >= 1:
-                break
+    while (progress := progress_of(step, settings.steps, began, settings.minutes)) < 1:
         if step % settings.save_every == 0 or not running:
             known = pool.refresh()
         rate = settings.rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -124,16 +118,17 @@ def teach(data: Path, out: Path, generator: MobileStyleGAN, settings: TeachSetti
         optimizer.step()
         running.append(loss.item())
         step += 1
-        if step % settings.save_every == 0:
+        if step % settings.save_every == 0 or progress_of(step, settings.steps, began, settings.minutes) >= 1:
+            spent = time.monotonic() - began
             checked = validate(encoder, loss_of, held_out)
             line = {"step": step, "pictures": known, "rate": rate, "loss": float(np.mean(running)), **checked}
-            line["minutes"] = (spent + time.monotonic() - began) / 60
-            running = [running[-1]]
+            line["minutes"] = spent / 60
+            running = []
             with (out / "teach.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             report(" ".join(f"{name} {value:.4g}" for name, value in line.items()))
             state = {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            save(state | {"spent": spent + time.monotonic() - began, "settings": asdict(settings)}, checkpoint)
+            save(state | {"spent": spent, "settings": asdict(settings)}, checkpoint)
     return encoder.eval()
 
 

@@ -17,6 +17,7 @@ from flows.training.data import NUM_LAYERS, Pool, draw_mix, make_shards, read_sh
 from flows.training.objective import ObjectiveSettings, train
 from flows.training.teach import CodeLoss, TeachSettings, new_encoder, teach, w_basis
 from flows.training.trainee import StyleGan2Trainee, gradient_penalty
+from tasks.graph import UsageError
 
 SEED = 3
 
@@ -124,6 +125,22 @@ def test_teaching_that_was_stopped_goes_on_to_the_same_weights(data: Path, tmp_p
     lines = [json.loads(line) for line in (tmp_path / "whole/teach.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["mean_code"] > 0
+
+
+def test_the_flow_ends_with_its_files_however_few_the_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.train_rgi as flow_module
+
+    monkeypatch.setattr(flow_module, "task", lambda **_: lambda function: function)  # the parts, without a server
+    monkeypatch.setattr(flow_module, "PEOPLE_PER_SHARD", 1)
+    monkeypatch.setattr(flow_module, "show_samples", lambda *_: None)
+    (tmp_path / "data").symlink_to(data)
+    flow_module.train_rgi.fn(out=str(tmp_path), people=3, head_steps=1, teach_steps=1, objective_steps=1, seed=SEED)
+    for name in ("teach.jsonl", "objective.jsonl", "curves.png", "code_encoder.safetensors", "preview_head.safetensors"):
+        assert (tmp_path / name).stat().st_size > 0, name
+    with pytest.raises(UsageError, match="people must be at least 3"):
+        flow_module.train_rgi.fn(out=str(tmp_path), people=2)
+    with pytest.raises(UsageError, match="at least 1 step"):
+        flow_module.train_rgi.fn(out=str(tmp_path), people=3, head_steps=-1)
 
 
 def test_stylegan2_trains_by_the_same_objective(data: Path, tmp_path: Path, generator: MobileStyleGAN) -> None:
