@@ -119,9 +119,13 @@ class CodeEncoder(nn.Module):
 
     def codes(self, faces: Tensor, region_ids: Tensor) -> Tensor:
         """As `forward`, one code per style layer: (B, 12, L, 512)."""
-        starts = (0, *self.groups[:-1])
-        counts = torch.tensor([end - start for start, end in zip(starts, self.groups, strict=True)], device=faces.device)
-        return self(faces, region_ids).repeat_interleave(counts, dim=2)  # type: ignore[no-any-return]
+        return per_layer(self(faces, region_ids), self.groups)
+
+
+def per_layer(grouped: Tensor, groups: Sequence[int]) -> Tensor:
+    """Codes (B, R, G, D) of groups of style layers, given by the ends of the groups, to each of their layers: (B, R, L, D)."""
+    counts = torch.tensor([end - start for start, end in zip((0, *groups[:-1]), groups, strict=True)], device=grouped.device)
+    return grouped.repeat_interleave(counts, dim=2)
 
 
 def region_masks(region_ids: Tensor, side: int, dtype: torch.dtype) -> Tensor:

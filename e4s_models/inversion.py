@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from e4s_models.checks import check_shape
+from e4s_models.code_encoder import per_layer
 
 Render = Callable[[Tensor], Tensor]
 """Codes (B, R, L, D) -> RGB (B, 3, S, S), about [-1, 1]; S is the size at which pictures are compared."""
@@ -56,7 +57,6 @@ def refine(
     bound = check_shape(start, "B R L D")
     if groups[-1] != bound["L"]:
         raise ValueError(f"the groups must end with layer {bound['L']}, got {groups[-1]}")
-    counts = torch.tensor([end - begin for begin, end in zip((0, *groups[:-1]), groups, strict=True)], device=start.device)
     shape = (bound["B"], 1, len(groups), len(basis))
     shared = torch.zeros(shape, device=start.device, requires_grad=True)
     local = torch.zeros((bound["B"], bound["R"], *shape[2:]), device=start.device, requires_grad=True)
@@ -70,7 +70,7 @@ def refine(
             group["lr"] = rate * warm
         with torch.enable_grad():
             moved = shared + local
-            codes = start + (moved @ basis).repeat_interleave(counts, dim=2)
+            codes = start + per_layer(moved @ basis, groups)
             each = loss(render(codes))
             total = (each + settings.pull * moved.square().mean(dim=(1, 2)).sum(dim=1)).sum()
         losses.append(each.mean().item())

@@ -355,7 +355,7 @@ def _pairs(arguments: argparse.Namespace) -> int:
     plan = make_plan(_request(arguments, arguments.manifest, arguments.run, arguments.keep))
     try:
         if plan.todo:
-            require_weights(plan.graph.weights() if plan.todo else ())
+            require_weights(plan.graph.weights())
             with prefect_api(plan.folder.path / "prefect.log"):
                 from flows.pairs import run_planned
 

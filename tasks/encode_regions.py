@@ -12,6 +12,7 @@ import numpy as np
 
 from e4s_models.checks import check_shape
 from tasks.encode import GENERATOR_WEIGHTS, SIDE
+from tasks.face_network import to_labels, to_tensor
 from tasks.stage import Inputs, Outputs, Stage, each
 
 if TYPE_CHECKING:
@@ -60,10 +61,9 @@ def encode(networks: Networks, config: EncoderConfig, inputs: Inputs) -> Outputs
     from e4s_models.preview_head import preview
 
     side = check_shape(inputs["face"], "H H 3")["H"]
-    device = networks.encoder.mean_code.device
     with torch.inference_mode(False), torch.no_grad():  # refining needs gradients
-        face = torch.from_numpy(np.ascontiguousarray(inputs["face"])).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
-        regions = torch.from_numpy(np.ascontiguousarray(inputs["labels"])).to(device)[None]
+        face = to_tensor(inputs["face"], networks.encoder)
+        regions = to_labels(inputs["labels"], networks.encoder)
         codes = networks.encoder.codes(face, regions)
         if networks.refiner:
             generator, head, reconstruction = networks.refiner

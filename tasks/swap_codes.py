@@ -16,6 +16,7 @@ from e4s_models.checks import check_shape
 from e4s_models.regions import INNER_FACE, NUM_REGIONS
 from e4s_models.warp import Matrix, resample
 from tasks.encode import GENERATOR_WEIGHTS, NUM_LAYERS, SIDE
+from tasks.face_network import to_picture
 from tasks.stage import Array, Inputs, ItemError, Outputs, Stage, UInt8, each
 from tasks.swap import SwapConfig, recompose_mask, regions_named
 
@@ -58,8 +59,7 @@ def generate(generator: MobileStyleGAN, codes: Array, regions: UInt8) -> UInt8:
     with torch.inference_mode():
         device = generator.mean_w.device
         codes_on, regions_on = torch.from_numpy(codes.astype(np.float32)).to(device), torch.from_numpy(regions).to(device)
-        rgb = generator.synthesize(codes_on[None], regions_on[None])[0]
-        return rgb.permute(1, 2, 0).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).contiguous().cpu().numpy()
+        return to_picture(generator.synthesize(codes_on[None], regions_on[None]))
 
 
 def regions_in_picture(regions: UInt8, to_canvas: Matrix) -> UInt8:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e4s_models.code_encoder import CodeEncoder
+from e4s_models.code_encoder import CodeEncoder, per_layer
 from e4s_models.reconstruction_loss import ReconstructionLoss
 from flows.training.data import Pool
 from flows.training.trainee import Trainee, fooling_loss, gradient_penalty, judging_loss
@@ -70,7 +70,6 @@ def train(
             judge.load_state_dict(state["judge"])
             judge_optimizer.load_state_dict(state["judge_optimizer"])
     step, began = int(state["step"]), time.monotonic() - float(state["spent"])
-    counts = torch.tensor([end - start for start, end in zip((0, *trainee.groups[:-1]), trainee.groups, strict=True)], device=device)
     running: list[dict[str, float]] = []
     encoder.eval()  # batches are small: normalisation keeps the statistics that were taught
     while (progress := progress_of(step, settings.steps, began, settings.minutes)) < 1:
@@ -85,7 +84,7 @@ def train(
         labels = torch.where(flip.view(-1, 1, 1), batch.labels.flip(2), batch.labels).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             grouped = encoder(faces, labels).float()
-        made = trainee.render(grouped.repeat_interleave(counts, dim=2), labels)
+        made = trainee.render(per_layer(grouped, trainee.groups), labels)
         real = F.interpolate(faces, made.shape[-2:], mode="area")
         losses = {"reconstruction": reconstruction(made, reconstruction.of(real)).mean()}
         if code_loss is not None:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from e4s_models.code_encoder import LAYER_GROUPS, CodeEncoder
+from e4s_models.code_encoder import LAYER_GROUPS, CodeEncoder, per_layer
 from e4s_models.face_parser import FaceParser
-from flows.training.data import NUM_LAYERS, Pool, Shard, batch_of, read_shard
+from flows.training.data import Pool, Shard, batch_of, read_shard
 from flows.training.objective import progress_of, save
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class CodeLoss(nn.Module):
 
     def forward(self, predicted: Tensor, true: Tensor, present: Tensor) -> Tensor:
         """Codes (B, 12, 4, 512) by group, (B, 12, 23, 512) true, regions to count (B, 12) in 0..1 -> (23,) mean squared relative errors."""
-        groups = torch.tensor([next(g for g, end in enumerate(LAYER_GROUPS) if layer < end) for layer in range(NUM_LAYERS)])
-        error = (predicted[:, :, groups] - true).permute(2, 0, 1, 3).flatten(1, 2)  # (23, B * 12, 512)
+        error = (per_layer(predicted, LAYER_GROUPS) - true).permute(2, 0, 1, 3).flatten(1, 2)  # (23, B * 12, 512)
         squares = (torch.bmm(error, self.metric) * error).sum(dim=2)  # (23, B * 12)
         return (squares * present.flatten()).sum(dim=1) / present.sum().clamp(min=1)
 
