@@ -240,15 +240,32 @@ class MobileStyleGAN(nn.Module):
         with torch.inference_mode(False), torch.no_grad():  # kept for callers of any mode
             return self.map(torch.from_numpy(z).to(self.input.noise.device)).mean(dim=0)
 
-    def synthesize(self, codes: Tensor, region_ids: Tensor | None = None, stop_after: int | None = None) -> Tensor:
+    def forward(
+        self,
+        codes: Tensor,
+        region_ids: Tensor | None = None,
+        stop_after: int | None = None,
+        go_on: tuple[int, Tensor] | None = None,
+    ) -> Tensor:
+        """As `synthesize`, so that `torch.func.functional_call` can run it with other weights."""
+        return self.synthesize(codes, region_ids, stop_after, go_on)
+
+    def synthesize(
+        self,
+        codes: Tensor,
+        region_ids: Tensor | None = None,
+        stop_after: int | None = None,
+        go_on: tuple[int, Tensor] | None = None,
+    ) -> Tensor:
         """Style codes -> RGB (B, 3, 1024, 1024), about [-1, 1].
 
         Args:
             codes: (B, R, 23, 512), one code per region and style layer; or (B, 23, 512) for one region.
             region_ids: (B, H, W) uint8 in 0..R-1, any size; each layer reads them at its own size (nearest). None asks for one region.
             stop_after: side in px (4, 8, ... 512) after whose last convolution to stop and return the features (B, C, side, side).
+            go_on: a `stop_after` and the features that an earlier call returned for it: the layers up to there are not run again.
 
-        Raises ValueError on other shapes, on region ids without a code and on another `stop_after`.
+        Raises ValueError on other shapes, on region ids without a code and on another side in `stop_after` or `go_on`.
         """
         if codes.ndim == 3:
             codes = codes[:, None]
@@ -265,11 +282,17 @@ class MobileStyleGAN(nn.Module):
         sides = [4 << k for k in range(NUM_BLOCKS + 1)]
         if stop_after is not None and stop_after not in sides:
             raise ValueError(f"stop_after must be one of {sides} px, got {stop_after}")
-        x: Tensor = self.input(codes[:, :, 0], regions)
+        if go_on is not None and go_on[0] not in sides:
+            raise ValueError(f"go_on must start from features of one of {sides} px, got {go_on[0]}")
+        if go_on is None:
+            x: Tensor = self.input(codes[:, :, 0], regions)
+        else:
+            x = go_on[1] if torch.is_grad_enabled() else go_on[1].clone()  # layers overwrite what they read where they may
         for k, block in enumerate(self.blocks):
             if stop_after == sides[k]:
                 return x
-            x = block(x, codes[:, :, 1 + 3 * k : 4 + 3 * k], regions)
+            if go_on is None or go_on[0] <= sides[k]:
+                x = block(x, codes[:, :, 1 + 3 * k : 4 + 3 * k], regions)
         return x if stop_after is not None else self.to_image(x, codes[:, :, -1], regions)
 
 

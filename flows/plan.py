@@ -64,6 +64,18 @@ PAIR_NODES: tuple[Node, ...] = (
         },
     ),
     Node(
+        "tune",
+        "tune",
+        "pair",
+        {
+            "face": "reenact.driven",
+            "regions": "parse_driven.regions",
+            "codes": "encode_driven.codes",
+            "styles": "encode_driven.styles",
+        },
+        checkpoint=True,
+    ),
+    Node(
         "swap",
         "swap",
         "pair",
@@ -75,6 +87,7 @@ PAIR_NODES: tuple[Node, ...] = (
             "driven_styles": "encode_driven.styles",
             "target_styles": "target.encode.styles",
             "target_to_canvas": "target.encode.to_canvas",
+            "tuning": "tune.tuning",
             **_TARGET,
         },
     ),

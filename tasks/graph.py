@@ -14,7 +14,7 @@ from e4s_models.weights import weight_digest
 from storage.keys import canonical, digest
 from tasks.stage import Stage
 
-STAGES = ("align", "mesh", "reenact", "parse", "encode", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
+STAGES = ("align", "mesh", "reenact", "parse", "encode", "tune", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
 """Stage names; each is a module `tasks.<name>` with `BACKENDS`, the default first."""
 
 MORE_BACKENDS = {
@@ -142,16 +142,31 @@ class Graph:
     """Nodes with the stages and configs that serve them; makes keys and lists of work."""
 
     def __init__(
-        self, nodes: Iterable[Node], final: Ref, settings: Settings, prints: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        nodes: Iterable[Node],
+        final: Ref,
+        settings: Settings,
+        prints: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        wanted: Collection[Ref] = (),
+        extra: Mapping[str, Stage] | None = None,
     ) -> None:
-        """`prints`: fingerprints of an earlier run, which keep their keys where backend and config are the same."""
+        """`prints`: fingerprints of an earlier run, which keep their keys where backend and config are the same.
+
+        `wanted`: all (node, role or "") whose results are made for their own sake, where there are others than `final`; none of them waits
+        for another. `extra`: stages by name that are no part of the pipeline.
+        """
         self._earlier = prints or {}
+        self.wanted = frozenset(wanted) or frozenset({(final[0], "")})
         self.all_nodes = {node.name: node for node in nodes}
         self.final = final  # (node, output)
         self.settings = settings
         for name in (*settings.backends, *(name for name in settings.options if name not in self.all_nodes)):
             backends(name)  # a name that no stage bears is an error, not a setting without effect
-        self.stages = {name: pick_backend(n.stage, settings.backends.get(n.stage)) for name, n in self.all_nodes.items()}
+        more = extra or {}
+        self.stages = {
+            name: more.get(n.stage) or pick_backend(n.stage, settings.backends.get(n.stage)) for name, n in self.all_nodes.items()
+        }
         self.configs = {
             name: make_config(stage, {**settings.options.get(stage.name, {}), **settings.options.get(name, {})})
             for name, stage in self.stages.items()
@@ -159,18 +174,24 @@ class Graph:
         self.nodes = [node for node in self.all_nodes.values() if node.name in self._reachable()]
 
     def _reachable(self) -> set[str]:
-        reached, left = set(), [self.final[0]]
+        reached, left = set(), [name for name, _ in self.wanted]
         while left:
             name = left.pop()
             if name not in reached:
                 reached.add(name)
                 node = self.all_nodes[name]
-                for wire in (self._wire(node, read) for read in self.stages[name].reads):
+                for wire in (self._wire(node, read) for read in self.reads(name)):
                     *path, output = wire.split(".")
                     if output not in ("image", "face_index"):
                         self._check_written(name, path[-1], output)
                         left.append(path[-1])
         return reached
+
+    def reads(self, name: str) -> tuple[str, ...]:
+        """Inputs that a node takes with the chosen backends: all that its own declares, and of the optional ones those that are written."""
+        stage, wires = self.stages[name], self.all_nodes[name].wires
+        wired = [(read, wires[read].split(".")) for read in stage.optional if read in wires]
+        return (*stage.reads, *(read for read, path in wired if path[-1] in self.stages[path[-2]].writes))
 
     def _wire(self, node: Node, read: str) -> str:
         if read not in node.wires:
@@ -233,7 +254,7 @@ class Graph:
         reads: dict[str, Ref] = {}
         constants: dict[str, Any] = {}
         image = item.images[role] if role else None
-        for read in self.stages[node.name].reads:
+        for read in self.reads(node.name):
             *path, output = self._wire(node, read).split(".")
             of = item.images[role or path.pop(0)] if output == "image" else image
             if output == "face_index" and of:

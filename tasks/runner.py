@@ -65,6 +65,7 @@ class ChunkResult:
     seconds: dict[str, float]  # compute by node
     repaired: list[str]  # sentences about damaged artifacts that were computed again
     crash: str = ""  # traceback of a program error that stopped the chunk
+    failed: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # key -> (stage, reason), remembered failures included
 
 
 @dataclass
@@ -177,6 +178,7 @@ class _ChunkRun:
         self.pending: list[Future[list[Artifact]]] = []
         self.result = ChunkResult([], [], defaultdict(int), defaultdict(float), [])
         works, self.finals, self.works = _chunk_works(self.graph, job)
+        self.final_nodes = {node for node, _ in self.graph.wanted}
         self.works_of = {item.id: by_node for item, by_node in zip(job.items, works, strict=True)}
 
     def carry_through(self, call: Call) -> None:
@@ -279,7 +281,7 @@ class _ChunkRun:
                 self.values[work.key, name] = value
         kept = (
             self.worker.keep == "all"
-            or node == self.graph.final[0]
+            or node in self.final_nodes
             or work.key in self.job.shared
             or (self.worker.keep == "resume" and self.graph.all_nodes[node].checkpoint)
         )
@@ -321,9 +323,11 @@ class _ChunkRun:
             if not future.exception():
                 self.result.artifacts += future.result()
         charged: set[str] = set()
-        for item, final in zip(self.job.items, self.finals, strict=True):
-            outcome = Outcome(item.id, self.known.get(final))
+        self.result.failed = self.failed
+        for item in self.job.items:
             works = self.works_of[item.id]
+            final = works.get((self.graph.final[0], ""))
+            outcome = Outcome(item.id, self.known.get(final.key) if final else None)
             for key in {work.key for work in works.values()} - charged:
                 charged.add(key)  # shared work is counted once, with the first item that needed it
                 outcome.seconds += self.spent.get(key, 0.0)
@@ -342,9 +346,9 @@ def failure(item: Item, works: Mapping[Ref, Work], failed: Mapping[str, tuple[st
 
 
 def _chunk_works(graph: Graph, job: ChunkJob) -> tuple[list[dict[Ref, Work]], list[str], dict[str, Work]]:
-    """A chunk's work item by item, the keys of its final artifacts, and all its work by key."""
+    """A chunk's work item by item, the keys of all results that are wanted, and all its work by key."""
     works = [graph.works(item) for item in job.items]
-    finals = [by_node[graph.final[0], ""].key for by_node in works]
+    finals = [work.key for by_node in works for place, work in by_node.items() if place in graph.wanted]
     return works, finals, {work.key: work for by_node in works for work in by_node.values()}
 
 

@@ -60,6 +60,8 @@ class Stage:
     run: Callable[[Any, Any, Sequence[Inputs]], Sequence[Outputs | ItemError]]
     reads: tuple[str, ...]
     writes: Mapping[str, Kind]
+    optional: tuple[str, ...] = ()
+    """What it also reads where the chosen backend of the stage before writes it; where none does, nothing is read and no key changes."""
     load: Callable[[Any, str], Any] = lambda config, device: None
     weights: Callable[[Any], tuple[str, ...]] = lambda config: ()
     """Names in `e4s_models.weights.WEIGHTS` that the stage needs with this config."""

@@ -52,14 +52,16 @@ def exchange_codes(driven: Array, target: Array, config: CodesConfig) -> Array:
     return codes
 
 
-def generate(generator: MobileStyleGAN, codes: Array, regions: UInt8) -> UInt8:
-    """Codes (12, 23, 512) and region ids (H, W) uint8 -> RGB (1024, 1024, 3) uint8."""
+def generate(generator: MobileStyleGAN, codes: Array, regions: UInt8, tuning: UInt8 | None = None) -> UInt8:
+    """Codes (12, 23, 512), region ids (H, W) uint8 and maybe packed changes of weights -> RGB (1024, 1024, 3) uint8."""
     import torch
+
+    from e4s_models.generator_tuning import run_tuned
 
     with torch.inference_mode():
         device = generator.mean_w.device
         codes_on, regions_on = torch.from_numpy(codes.astype(np.float32)).to(device), torch.from_numpy(regions).to(device)
-        return to_picture(generator.synthesize(codes_on[None], regions_on[None]))
+        return to_picture(run_tuned(generator, tuning, codes_on[None], regions_on[None]))
 
 
 def regions_in_picture(regions: UInt8, to_canvas: Matrix) -> UInt8:
@@ -73,13 +75,14 @@ def swap_codes(generator: MobileStyleGAN, config: CodesConfig, inputs: Inputs) -
     """Generate the swap in the generator's own square and cut it out like the target's face.
 
     Reads `driven_codes`, `target_codes` (12, 23, 512), `driven_regions`, `target_regions` (H, W) uint8, `target_face` (H, W, 3) and
-    `target_to_canvas` (3, 3) px of the crop -> px of the generated picture. Writes `swapped` (H, W, 3) uint8 RGB,
-    `swapped_regions`; `hole`, 255 where `inpaint` shall draw; `mask`, 255 in the driven inner face: both (H, W) uint8.
+    `target_to_canvas` (3, 3) px of the crop -> px of the generated picture; where the generator was tuned, `tuning` (`tasks/tune.py`).
+    Writes `swapped` (H, W, 3) uint8 RGB, `swapped_regions`; `hole`, 255 where `inpaint` shall draw; `mask`, 255 in the driven inner face:
+    both (H, W) uint8.
     """
     swapped_regions, mismatch = recompose(inputs, config)
     codes = exchange_codes(inputs["driven_codes"], inputs["target_codes"], config)
     to_canvas = inputs["target_to_canvas"]
-    picture = generate(generator, codes, regions_in_picture(swapped_regions, to_canvas))
+    picture = generate(generator, codes, regions_in_picture(swapped_regions, to_canvas), inputs.get("tuning"))
     height, width, _ = inputs["target_face"].shape
     face = np.isin(swapped_regions, [region for region in INNER_FACE if region in regions_named(config.driven_regions)])
     return {
@@ -104,6 +107,7 @@ STAGE = Stage(
     load=_load,
     run=each(swap_codes),
     reads=("driven_codes", "target_codes", "driven_regions", "target_regions", "target_face", "target_to_canvas"),
+    optional=("tuning",),
     writes={"swapped": "image", "swapped_regions": "labels", "hole": "labels", "mask": "labels"},
     weights=lambda config: GENERATOR_WEIGHTS,
     libraries=("numpy", "opencv-python-headless", "torch"),

@@ -53,16 +53,18 @@ def swap_rgi(network: RGI, config: RGIConfig, inputs: Inputs) -> Outputs:
     """Generate the face of the exchanged styles over the recomposed mask.
 
     Reads `driven_styles`, `target_styles` (12, 1280) float32, `driven_regions`, `target_regions` (S, S) uint8 and `target_face`
-    (S, S, 3). Writes `swapped` (S, S, 3) uint8 RGB, wholly generated; `swapped_regions`; `hole`, 255 in the mismatch region; `mask`, 255
-    in the rest of the driven inner face: both (S, S) uint8.
+    (S, S, 3); where the generator was tuned, `tuning` (`tasks/tune.py`). Writes `swapped` (S, S, 3) uint8 RGB, wholly generated;
+    `swapped_regions`; `hole`, 255 in the mismatch region; `mask`, 255 in the rest of the driven inner face: both (S, S) uint8.
     """
     import torch
+
+    from e4s_models.generator_tuning import run_tuned
 
     side = check_shape(inputs["target_face"], "S S 3")["S"]
     swapped_regions, mismatch = recompose(inputs, config)
     styles = torch.from_numpy(exchange_styles(inputs["driven_styles"], inputs["target_styles"], config))
     codes = network.style_codes(styles[None].to(network.mapper.latent_avg.device))  # [1, 12, 18, 512]
-    picture = to_picture(network.generate(codes, to_labels(swapped_regions, network)))
+    picture = to_picture(run_tuned(network.generator, inputs.get("tuning"), codes, to_labels(swapped_regions, network)))
     inner = [region for region in INNER_FACE if region in regions_named(config.driven_regions)]
     face = np.isin(swapped_regions, inner) & (mismatch == 0)
     return {
@@ -81,6 +83,7 @@ STAGE = Stage(
     load=_load,
     run=each(swap_rgi),
     reads=("driven_styles", "target_styles", "driven_regions", "target_regions", "target_face"),
+    optional=("tuning",),
     writes={"swapped": "image", "swapped_regions": "labels", "hole": "labels", "mask": "labels"},
     weights=lambda config: ("rgi",),
     libraries=("numpy", "opencv-python-headless", "torch"),

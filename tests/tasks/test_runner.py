@@ -190,3 +190,21 @@ def test_what_was_computed_before_an_interruption_is_kept(graph: Graph, tmp_path
     monkeypatch.setattr("tasks.graph.backends", lambda stage: {"toy": STAGES[stage]})
     stages = sorted(artifact.stage for artifact in store.all())
     assert stages == ["mean"] * 4 + ["paint"] + ["sum"] * 2
+
+
+def test_of_several_wanted_results_one_that_fails_holds_up_no_other(tmp_path: Path) -> None:
+    wanted = [("mean", "source"), ("mean", "target"), ("sum", "")]
+    extra = {name: stage for name, stage in STAGES.items() if name != "paint"}
+    several = Graph(NODES[:2], ("sum", "total"), Settings({}, {}), wanted=wanted, extra=extra)
+    store = Store(str(tmp_path / "store"))
+    items = [item(tmp_path, "good", 1, 2), item(tmp_path, "bad", 3, 255)]
+    result = run(several, store, items, keep="final")
+    assert result.computed == {"mean": 4, "sum": 1}
+    bad = several.works(items[1])
+    assert {key: reason for key, (_, reason) in result.failed.items()} == {bad["mean", "target"].key: "all white"}
+    found = store.lookup([work.key for work in bad.values()])
+    assert store.read(found[bad["mean", "source"].key], "value") == 3
+    assert bad["sum", ""].key not in found
+    assert run(several, store, items).computed == {}
+    only = Graph(NODES[:2], ("sum", "total"), Settings({}, {}), wanted=[("mean", "source")], extra=extra)
+    assert run(only, Store(str(tmp_path / "other")), items).computed == {"mean": 2}
