@@ -161,13 +161,7 @@ def add_user_network(role: str, file: Path, convention: Path | None = None, *, r
 
 def load_user_network(role: str) -> UserNetwork:
     """The network that the user added. Raises WeightsMissing if there is none, WeightsError if it changed or computes something else."""
-    _role(role)
-    known, copy = _known(role), folder() / f"{role}.network"
-    if known is None or not copy.is_file():
-        raise WeightsMissing(f"{role} was not added: run `e4s models add --network {role} --file FILE` with its ONNX or TorchScript file")
-    content = _read(copy)
-    if hashlib.sha256(content).hexdigest() != known.sha256:
-        raise WeightsError(f"{copy} was changed since it was added; run `e4s models add --network {role} --file FILE` again")
+    known, content = _verified(role)
     network = _opened(known, content)
     expected = np.asarray(known.probe, np.float32)
     if np.abs(_probe(network) - expected).max() > _TOLERANCE * np.abs(expected).max():
@@ -176,6 +170,27 @@ def load_user_network(role: str) -> UserNetwork:
             f"run `e4s models add --network {role} --file FILE --replace` and compute its results anew"
         )
     return network
+
+
+def require_user_network(role: str) -> tuple[str, str]:
+    """Check that a network was added and is unchanged, without running it: its sha256 and kind (onnx, torchscript).
+
+    Raises WeightsMissing or WeightsError as `load_user_network` does.
+    """
+    known, _ = _verified(role)
+    return known.sha256, known.kind
+
+
+def _verified(role: str) -> tuple[_Record, bytes]:
+    """What is known of a role's file, and the file itself."""
+    _role(role)
+    known, copy = _known(role), folder() / f"{role}.network"
+    if known is None or not copy.is_file():
+        raise WeightsMissing(f"{role} was not added: run `e4s models add --network {role} --file FILE` with its ONNX or TorchScript file")
+    content = _read(copy)
+    if hashlib.sha256(content).hexdigest() != known.sha256:
+        raise WeightsError(f"{copy} was changed since it was added; run `e4s models add --network {role} --file FILE` again")
+    return known, content
 
 
 def user_network_state(role: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -43,26 +43,50 @@ class FeatureNetwork:
     crop: str
     dimensions: int = 0
     load: Callable[[str], Extract] | None = None  # device -> extractor; None for what compares two pictures at once
-    absent: str = ""  # why it cannot be run here whatever weights are there
+    role: str = ""  # of a file that the user adds (`e4s_models.user_network`); it stands for `weight`
+    version: int = 1  # raise it whenever the features change for the same weights
+    device: Literal["cpu", "any"] = "any"
+    libraries: tuple[str, ...] = ("numpy", "torch")  # distributions that decide the features
 
     @property
     def sha256(self) -> str:
         """Of the weights; "" if there are none, or none yet."""
-        from e4s_models.weights import weight_digest
+        from e4s_models.weights import WeightsError, weight_digest
 
-        return "" if self.absent or not self.weight else weight_digest(self.weight)
+        if self.role:
+            from e4s_models.user_network import require_user_network
+
+            try:
+                return require_user_network(self.role)[0]
+            except WeightsError:
+                return ""
+        return weight_digest(self.weight) if self.weight else ""
 
     def missing(self) -> str:
         """ "" if the network can be run here, else a sentence that says what to do."""
         from e4s_models.weights import WeightsError, weight_path
 
-        if self.absent or not self.weight:
-            return self.absent
         try:
-            weight_path(self.weight)
+            if self.role:
+                _check_user_network(self)
+            elif self.weight:
+                weight_path(self.weight)
         except WeightsError as error:
             return str(error)
         return ""
+
+    def convention(self) -> dict[str, Any]:
+        """What the user declared of the file, as plain data; {} for our own networks."""
+        from e4s_models.user_network import user_convention
+
+        return asdict(user_convention(self.role)) if self.role else {}
+
+    @property
+    def resolution(self) -> str:
+        """What the network reads, as text."""
+        declared = self.convention()
+        width, height = (declared["width"], declared["height"]) if declared else (self.side, self.side)
+        return f"{width} px" if width == height else f"{width} x {height} px"
 
 
 OFF_CENTRE = 0.2  # of the crop's side: a find farther than this from where an aligned face lies is another face, or none
@@ -149,10 +173,51 @@ def _inception(device: str) -> Extract:
     return lambda faces, landmarks: Extracted(_array(network.features(faces)))
 
 
+def _check_user_network(network: FeatureNetwork) -> None:
+    """Raise WeightsError unless the user's file is here, unchanged, and wants and gives what we can serve and read."""
+    from e4s_models.user_network import ROLES, require_user_network, user_convention
+    from e4s_models.weights import WeightsError
+
+    require_user_network(network.role)
+    declared, own = user_convention(network.role), ROLES[network.role]
+    if declared.crop != own.crop:
+        raise WeightsError(
+            f"{network.role} was added with the crop {declared.crop!r}, which cannot be cut here: faces are cut as {own.crop!r}; "
+            f"if that is what it wants, take `crop` out of its convention and run `e4s models add --network {network.role} --file FILE`"
+        )
+    if network.name == "deep3d" and declared.dimensions not in (own.dimensions, network.dimensions):
+        raise WeightsError(
+            f"{network.role} was added with {declared.dimensions} numbers per face; expected the {own.dimensions} coefficients, "
+            f"or the {network.dimensions} of the expression alone"
+        )
+
+
+def _user(role: str, part: slice = slice(None)) -> Callable[[str], Extract]:
+    """A file that the user added; `part` of its output, where it gives all that its published network gives."""
+
+    def load(device: str) -> Extract:
+        from e4s_models.user_crops import user_squares
+        from e4s_models.user_network import ROLES, load_user_network
+
+        network = load_user_network(role)
+        declared = network.convention
+        used = part if declared.dimensions == ROLES[role].dimensions else slice(None)
+
+        def extract(faces: torch.Tensor, landmarks: torch.Tensor | None) -> Extracted:
+            squares = user_squares(role, faces, landmarks, declared.height, declared.width)
+            return Extracted(network(squares)[:, used])
+
+        return extract
+
+    return load
+
+
 def _array(features: Any) -> Float32:
     values: Float32 = features.float().cpu().numpy()
     return values
 
+
+DEEP3D_EXPRESSION = slice(80, 144)  # of the 257 coefficients: behind 80 of identity, before 80 of texture
 
 _TEMPLATE_CROP = "ArcFace's 112 px template by five points of dlib's 68 landmarks of that picture"
 _LOOSE_CROP = "square of 0.84 of the aligned crop, from (0.08, 0.12)"
@@ -180,15 +245,19 @@ NETWORKS: Mapping[str, FeatureNetwork] = {
             crop="dlib's face chip, padding 0.25, by its 68 landmarks of that picture",
             dimensions=128,
             load=_identity("dlib_face_id"),
+            device="cpu",
+            libraries=("numpy", "torch", "dlib-bin"),
         ),
         FeatureNetwork(
             name="cosface",
             kind="identity",
-            weight="cosface",
+            weight="",
+            role="cosface",
             side=112,
             crop=_TEMPLATE_CROP,
             dimensions=512,
-            absent="CosFace is not in the registry: the paper names no checkpoint, and no package index has one",
+            load=_user("cosface"),
+            device="cpu",
         ),
         FeatureNetwork(
             name="6drepnet360",
@@ -208,15 +277,19 @@ NETWORKS: Mapping[str, FeatureNetwork] = {
             crop="upright square of 1.5 times the box of the face mesh's points",
             dimensions=52,
             load=_blendshapes,
+            device="cpu",
+            libraries=("numpy", "torch", "opencv-python-headless", "ai-edge-litert"),
         ),
         FeatureNetwork(
             name="deep3d",
             kind="expression",
-            weight="deep3d",
+            weight="",
+            role="deep3d",
             side=224,
-            crop="as Deep3DFaceRecon aligns",
+            crop="as Deep3DFaceRecon aligns: five points of dlib's 68 landmarks of that picture to the mean face's; coefficients 80 to 143",
             dimensions=64,
-            absent="Deep3D is not in the registry: it comes with the Basel Face Model, whose licence forbids passing it on",
+            load=_user("deep3d", DEEP3D_EXPRESSION),
+            device="cpu",
         ),
         FeatureNetwork(
             name="inception_fid_helper",
@@ -230,11 +303,13 @@ NETWORKS: Mapping[str, FeatureNetwork] = {
         FeatureNetwork(
             name="inception_standard",
             kind="inception",
-            weight="inception_standard",
+            weight="",
+            role="inception",
             side=299,
-            crop="the whole aligned crop",
+            crop="the whole aligned crop, shrunk bilinearly with antialiasing",
             dimensions=2048,
-            absent="the standard FID Inception is not in the registry: no package index has it",
+            load=_user("inception"),
+            device="cpu",
         ),
         FeatureNetwork(name="pixels", kind="pixels", weight="", side=1024, crop="the whole aligned crop"),
         FeatureNetwork(name="lpips_alexnet", kind="lpips", weight="lpips_alexnet", side=1024, crop="the whole aligned crop"),

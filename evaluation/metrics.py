@@ -28,8 +28,8 @@ Read = Literal["source", "target", "swapped", "original", "reconstruction", "out
 """What a metric reads: features of a picture (of a pair: source, target, swapped; of an inversion: original, reconstruction), or the
 comparison of two (`outside`: swapped and target outside the face; `reconstructed`: reconstruction and original), columns as `COMPARED`."""
 
-COMPARED: Final = ("ssim", "psnr", "rmse", "lpips")
-"""Columns of a comparison of two pictures."""
+COMPARED: Final[Mapping[Kind, tuple[str, ...]]] = {"pixels": ("ssim", "psnr", "rmse"), "lpips": ("lpips",)}
+"""Columns of a comparison of two pictures, by the kind of what compares them."""
 
 
 class Unmeasurable(ValueError):
@@ -160,8 +160,8 @@ def _between(a: Read, b: Read, distance: Callable[[npt.NDArray[Any], npt.NDArray
     return lambda data, counted: distance(data.features[a][counted], data.features[b][counted])
 
 
-def _column(name: Read, column: str) -> PerPair:
-    index = COMPARED.index(column)
+def _column(name: Read, kind: Kind, column: str) -> PerPair:
+    index = COMPARED[kind].index(column)
     return lambda data, counted: np.asarray(data.features[name][counted, index], np.float64)
 
 
@@ -208,7 +208,7 @@ def _comparisons(prefix: str, read: Read, title: str, region: str) -> list[Metri
             unit=unit,
             better=better,
             formula=formula + region,
-            per_pair=_column(read, name),
+            per_pair=_column(read, kind, name),
         )
         for name, label, kind, unit, better, formula in _COMPARISONS
     ]

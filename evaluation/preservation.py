@@ -21,18 +21,16 @@ def outside_face(regions: Tensor) -> Tensor:
     return ~torch.isin(regions, torch.tensor([int(region) for region in INNER_FACE], dtype=regions.dtype, device=regions.device))
 
 
-def compare(network: Lpips, images: Tensor, references: Tensor, where: Tensor | None = None) -> Tensor:
-    """The picture metrics of RGB (B, 3, H, W) [0, 1] against references: (B, 4) float64, columns as `COMPARED`.
+def compare(images: Tensor, references: Tensor, where: Tensor | None = None, network: Lpips | None = None) -> Tensor:
+    """The picture metrics of RGB (B, 3, H, W) [0, 1] against references: (B, 3) float64, with a network its distance alone, (B, 1).
 
-    With a region (B, H, W) bool only it counts: what lies beyond it is first made equal to the reference, since windows and receptive
-    fields reach across the border; then each metric's mean over the region is taken. NaN where a region is empty.
+    Columns as `COMPARED["pixels"]` and `COMPARED["lpips"]`. With a region (B, H, W) bool only it counts: what lies beyond it is first
+    made equal to the reference, since windows and receptive fields reach across the border; then each metric's mean over the region is
+    taken. NaN where a region is empty.
     """
     if where is not None:
         images = torch.where(where[:, None], images, references)
-    columns = {
-        "ssim": ssim(images, references, where),
-        "psnr": psnr(images, references, where),
-        "rmse": rmse(images, references, where),
-        "lpips": lpips(network, images, references, where),
-    }
-    return torch.stack([columns[name] for name in COMPARED], dim=1)
+    if network is not None:
+        return lpips(network, images, references, where)[:, None]
+    columns = {name: metric(images, references, where) for name, metric in (("ssim", ssim), ("psnr", psnr), ("rmse", rmse))}
+    return torch.stack([columns[name] for name in COMPARED["pixels"]], dim=1)

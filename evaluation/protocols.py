@@ -33,7 +33,7 @@ class Line:
             "network": self.network.name,
             "sha256": self.network.sha256,
             "crop": self.network.crop,
-            "resolution": f"{self.network.side} px",
+            "resolution": self.network.resolution,
             "formula": self.metric.formula,
             "interval": INTERVAL if self.metric.per_pair else "none",
         }
@@ -56,9 +56,9 @@ class Protocol:
                     raise ValueError(f"protocol {self.name}: {name!r} is no network of kind {kind}")
 
     def weights(self) -> tuple[str, ...]:
-        """Names of the weights, registered or added by the user, that the networks which can be run need."""
+        """Names in the registry of all weights that its networks need."""
         used = [NETWORKS[name] for names in self.networks.values() for name in names]
-        return tuple(network.weight for network in used if network.weight and not network.absent)
+        return tuple(network.weight for network in used if network.weight)
 
     def lines(self) -> Iterator[Line]:
         """Every metric of `METRICS` with every network that this protocol asks for."""

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
         ("generator", ["equal_codes_difference"], ["regional_over_plain"]),
         ("region_conv", ["fast_minus_loop", "bfloat16_error"], ["fast_over_plain", "loop_over_fast", "loop_over_plain"]),
         ("recolor_memory", ["minus_dense_at_256", "correlation_growth"], []),
+        ("evaluation", ["memory_large_over_small_run", "features_computed_again", "batch_difference"], []),
         ("overhead", ["same_bytes"], ["planning_ms_per_pair", "flow_over_loop"]),
     ],
 )

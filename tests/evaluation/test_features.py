@@ -14,10 +14,11 @@ from e4s_models import added
 from e4s_models.dlib_face import FaceDetector
 from e4s_models.face_crops import default_landmarks
 from e4s_models.hopenet import HopeNet
+from e4s_models.user_network import add_user_network
 from evaluation.features import NETWORKS, FeatureNetwork, find_landmarks
 from evaluation.metrics import METRICS, PairData, measure
 
-RUNNABLE = [network for network in NETWORKS.values() if network.load and network.name != "hopenet"]
+RUNNABLE = [network for network in NETWORKS.values() if network.load and network.weight and network.name != "hopenet"]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,50 @@ def test_hopenet_reads_the_loose_square_once_it_is_added(faces: Tensor, monkeypa
     monkeypatch.setattr(added, "load_added", lambda name, device: torch.nn.Identity())
     with pytest.raises(TypeError, match="expected a HopeNet under the name hopenet, got Identity"):
         load("cpu")
+
+
+class Columns(torch.nn.Module):
+    """As many numbers as asked for, each its own: the mean level plus its place."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers = numbers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(1, 2, 3))[:, None] + torch.arange(self.numbers)
+
+
+def add_columns(folder: Path, role: str, numbers: int, *more: str) -> None:
+    file = folder / f"{role}{numbers}.pt"
+    torch.jit.trace(Columns(numbers), torch.zeros(1, 3, 10, 8)).save(str(file))
+    file.with_suffix(".toml").write_text("\n".join(["height = 10", "width = 8", f"dimensions = {numbers}", *more]))
+    add_user_network(role, file, replace=True)
+
+
+def test_of_deep3ds_coefficients_the_expression_counts(faces: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("E4S_HOME", str(tmp_path))
+    network = NETWORKS["deep3d"]
+    assert "`e4s models add --network deep3d --file FILE`" in network.missing() and network.sha256 == ""
+    assert network.load
+    for numbers, first in ((257, 80), (64, 0)):
+        add_columns(tmp_path, "deep3d", numbers)
+        assert (network.missing(), network.resolution, len(network.sha256)) == ("", "8 x 10 px", 64)
+        features = network.load("cpu")(faces, None).features
+        assert features.shape == (2, 64)
+        np.testing.assert_allclose(features - features[:, :1], np.tile(np.arange(64), (2, 1)), atol=1e-4)
+        assert (np.abs(features[:, 0] - first) <= 1.5).all()
+    add_columns(tmp_path, "deep3d", 80)
+    assert network.missing().startswith("deep3d was added with 80 numbers per face; expected the 257 coefficients, or the 64 of the exp")
+
+
+def test_a_crop_that_cannot_be_cut_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("E4S_HOME", str(tmp_path))
+    add_columns(tmp_path, "cosface", 9, 'crop = "MTCNN box grown by 20 px"')
+    assert "added with the crop 'MTCNN box grown by 20 px', which cannot be cut here" in NETWORKS["cosface"].missing()
+    add_columns(tmp_path, "cosface", 9)
+    assert NETWORKS["cosface"].missing() == ""
+    (tmp_path / "weights/user/cosface.network").write_bytes(b"PK")
+    assert "was changed since it was added" in NETWORKS["cosface"].missing()
 
 
 def test_missing_weights_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_pairs_that_share_a_source_share_its_place_in_the_gallery() -> None:
 
 
 def data_for(metric: Metric, count: int, seed: int = 5) -> PairData:
-    width = {"pose": 3, "pixels": len(COMPARED), "lpips": len(COMPARED)}.get(metric.kind, 8)
+    width = {"pose": 3, **{kind: len(columns) for kind, columns in COMPARED.items()}}.get(metric.kind, 8)
     features: Any = {name: random_features(count, width, seed + index) for index, name in enumerate(metric.reads)}
     return PairData(features=features, source_ids=[str(row) for row in range(count)])
 

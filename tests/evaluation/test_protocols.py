@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ def test_open_protocol_serves_every_metric_with_declared_weights() -> None:
     for line in lines:
         state = line.state()
         assert all(state[name] for name in ("protocol", "metric", "network", "crop", "resolution", "formula", "interval"))
-        assert line.network.weight in {"", *WEIGHTS} and not line.network.absent
+        assert line.network.weight in {"", *WEIGHTS} and not line.network.role
         assert bool(re.fullmatch("[0-9a-f]{64}", state["sha256"])) == bool(line.network.weight)
 
 
@@ -34,13 +35,14 @@ def test_identity_is_judged_by_each_network_apart() -> None:
     assert networks == ["sface", "dlib_face_id", "arcface_mbf"]
 
 
-def test_paper_protocol_says_what_is_missing() -> None:
+def test_paper_protocol_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("E4S_HOME", str(tmp_path))
     missing = {line.network.name: line.network.missing() for line in PROTOCOLS["paper"].lines()}
-    assert "not in the registry" in missing["cosface"]
-    assert "Basel Face Model" in missing["deep3d"]
+    for network, role in (("cosface", "cosface"), ("deep3d", "deep3d"), ("inception_standard", "inception")):
+        assert f"`e4s models add --network {role} --file FILE`" in missing[network]
+    assert "e4s models add --from FOLDER hopenet" in missing["hopenet"]
     assert missing["pixels"] == ""
-    assert missing["hopenet"] == "" or "e4s models add" in missing["hopenet"]
-    assert all(line.network.sha256 == "" for line in PROTOCOLS["paper"].lines() if line.network.absent)
+    assert all(line.network.sha256 == "" for line in PROTOCOLS["paper"].lines() if missing[line.network.name])
 
 
 def test_a_protocol_with_a_wrong_network_is_refused() -> None:
@@ -50,7 +52,8 @@ def test_a_protocol_with_a_wrong_network_is_refused() -> None:
 
 def test_every_runnable_network_can_be_loaded_or_compares_pictures() -> None:
     for network in NETWORKS.values():
-        assert bool(network.load) != bool(network.absent or network.kind in ("pixels", "lpips")), network.name
+        assert bool(network.load) != (network.kind in ("pixels", "lpips")), network.name
+        assert not (network.weight and network.role), network.name
 
 
 def test_quoted_rows() -> None:
