@@ -91,12 +91,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     pairs.add_argument("--run", required=True, help="run folder: outputs, manifest, report, intermediates")
     pairs.add_argument("--no-report", action="store_true", help="do not write report/index.html at the end")
+    pairs.add_argument("--metrics", action="store_true", help="measure the results at the end, as `e4s report` does")
     _add_pipeline(pairs)
     pairs.add_argument("--chunk", type=int, default=16, help="pairs per chunk, 16 if not given: what is in memory at once")
     pairs.add_argument("--workers", type=int, default=0, help="pairs that a stage works on at once where it can (default: one per core)")
     pairs.add_argument("--fail-fast", action="store_true", help="stop after the first chunk in which a pair failed")
     pairs.add_argument("--verify", action="store_true", help="check the digest of everything finished before going on")
     pairs.set_defaults(command=_pairs)
+
+    manifest = commands.add_parser("manifest", help="write a manifest of pairs of a data set", epilog=EXIT_CODES)
+    celebamask = manifest.add_subparsers(required=True, metavar="DATASET", parser_class=_Parser).add_parser(
+        "celebamask-hq", help="pairs of test pictures of CelebAMask-HQ, drawn by a seed (docs/benchmark.md)", epilog=EXIT_CODES
+    )
+    celebamask.add_argument("folder", help="the data set as unpacked, with CelebA-HQ-img and CelebA-HQ-to-CelebA-mapping.txt")
+    celebamask.add_argument("--out", required=True, help="the manifest, a .parquet file")
+    celebamask.add_argument("--pairs", type=int, default=500, help="how many (default 500)")
+    celebamask.add_argument("--seed", type=int, default=0, help="decides which pictures meet (default 0)")
+    celebamask.set_defaults(command=_manifest_celebamask)
 
     synth = commands.add_parser("synth", help="make synthetic people to try it on", epilog=EXIT_CODES)
     synth.add_argument("--out", required=True, help="folder (people, pairs) or .mp4 file (--clip)")
@@ -112,9 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run", help="run folder")
     status.set_defaults(command=_status)
 
-    report = commands.add_parser("report", help="write report/index.html of a run", epilog=EXIT_CODES)
+    report = commands.add_parser("report", help="measure a run and write report/index.html, or compare two runs", epilog=EXIT_CODES)
     report.add_argument("run", help="run folder")
-    report.add_argument("--limit", type=int, default=24, help="how many pairs to show")
+    report.add_argument("other", nargs="?", default="", help="a second run: compare it with the first, write OTHER/report/compare-RUN.html")
+    report.add_argument("--no-metrics", action="store_true", help="measure nothing: contact sheet, times and failures only")
+    report.add_argument("--limit", type=int, default=24, help="how many pairs to show on the contact sheet")
+    _add_measuring(report)
     report.set_defaults(command=_report)
 
     stage = commands.add_parser("stage", help="run one stage alone on one item's stored inputs", epilog=EXIT_CODES)
@@ -211,6 +225,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
     parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--protocol", action="append", default=[], metavar="NAME", help="open (default) or paper (docs/evaluation.md); may be repeated"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where the networks that measure run")
 
 
 def _changes(arguments: argparse.Namespace) -> list[str]:
@@ -368,14 +389,30 @@ def _pairs(arguments: argparse.Namespace) -> int:
             if row.status == "failed":
                 print(f"e4s: pair {row.id} failed: {row.stage}: {row.reason}", file=sys.stderr)
         page = plan.folder.path / "report/index.html"
-        if not arguments.no_report and (plan.todo or not page.exists()):
+        if arguments.metrics and any(row.status == "done" for row in plan.rows.values()):
+            from flows.progress import counted
+            from flows.report import evaluate_and_report
+
+            with counted("pairs measured") as progress:
+                evaluate_and_report(plan.folder, device=arguments.device, progress=progress)
+        elif not arguments.no_report and (plan.todo or not page.exists()):
             from flows.report import write_report
 
-            page = write_report(plan.folder)
-        print(f"outputs: {plan.folder.outputs}" + ("" if arguments.no_report else f", report: {page}"))
+            write_report(plan.folder)
+        print(f"outputs: {plan.folder.outputs}" + (f", report: {page}" if arguments.metrics or not arguments.no_report else ""))
         return code
     finally:
         plan.close()
+
+
+def _manifest_celebamask(arguments: argparse.Namespace) -> int:
+    from flows.manifests import celebamask_hq
+    from flows.progress import plural
+
+    drawn = celebamask_hq(arguments.folder, arguments.out, pairs=arguments.pairs, seed=arguments.seed)
+    print(f"{drawn.path}: {plural(arguments.pairs, 'pair')} of {plural(drawn.pictures, 'picture')}; {drawn.split}")
+    print(f"sha256 of the rows, for comparison with other machines: {drawn.rows_sha256}")
+    return 0
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -404,10 +441,28 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from flows.report import write_report
-    from storage.run import RunFolder
+    from evaluation.compare import summary
+    from flows.progress import counted
+    from flows.report import PAGE, evaluate_and_report, told, write_comparison, write_report
 
-    print(write_report(RunFolder(arguments.run), arguments.limit))
+    if arguments.limit < 0:
+        raise UsageError(f"--limit must be at least 0, got {arguments.limit}")
+    folder, protocols = RunFolder(arguments.run), arguments.protocol or ["open"]
+    if arguments.other:
+        if arguments.no_metrics:
+            raise UsageError("--no-metrics: two runs are compared by their metrics; leave it out")
+        with counted("pairs measured") as progress:
+            compared = write_comparison(folder, RunFolder(arguments.other), protocols, arguments.device, progress)
+        for line in (*summary(compared.comparison), f"comparison: {compared.page}", f"numbers: {compared.data}"):
+            print(line)
+    elif arguments.no_metrics:
+        write_report(folder, None, arguments.limit)
+        print(f"report: {folder.path / PAGE}")
+    else:
+        with counted("pairs measured") as progress:
+            report = evaluate_and_report(folder, protocols, arguments.device, arguments.limit, progress)
+        for line in told(folder, report):
+            print(line)
     return 0
 
 

@@ -1,19 +1,46 @@
-"""Gather what a run made and write its report page."""
+"""Gather what a run made and write its report page; compare two runs. Evaluating is `flows.evaluate`'s business."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from evaluation.report import PairPictures, Picture, Report, render, show_regions, thumbnail
+from e4s_models.warp import resample
+from evaluation.compare import Changed, Comparison, Difference, Setting, as_json, changed_rows, compare, differing, render_comparison
+from evaluation.protocols import load_quoted
+from evaluation.report import (
+    Extremes,
+    Failure,
+    PairPictures,
+    Picture,
+    Report,
+    StageRan,
+    axis_label,
+    extreme_rows,
+    first_lines,
+    has_spread,
+    headline,
+    plural_pairs,
+    render,
+    show_regions,
+    thumbnail,
+    with_unit,
+)
+from evaluation.results import METRICS_FILE, PAIRS_FILE, Evaluation, read_history, write
+from flows.evaluate import Advance, evaluate
 from flows.finished import FinishedRun
 from flows.progress import duration, plural
-from storage.run import Row, RunFolder
+from storage.run import Row, RunError, RunFolder
 from storage.store import Artifact, Damaged, write_atomic
 from tasks.frame import ImageFile
+from tasks.graph import UsageError
 from tasks.stage import ItemError
 
 SHOWN = (  # name on the page, node, role of per-image work, output
@@ -29,68 +56,406 @@ SHOWN = (  # name on the page, node, role of per-image work, output
     ("blend", "blend", "", "blended"),
     ("inpaint", "inpaint", "", "inpainted"),
 )
+PAGE = "report/index.html"  # in the run folder
 
 
-def write_report(folder: RunFolder, limit: int = 24) -> Path:
-    """Write RUN/report/index.html with the first `limit` finished pairs; returns its path. Raises RunError if this is no run."""
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+@dataclass
+class _Shelf:
+    """A run's artifacts of the rows that a page shows, found in one scan of the store."""
+
+    run: FinishedRun
+    artifacts: Mapping[str, Artifact]
+
+    @classmethod
+    def of(cls, run: FinishedRun, rows: Sequence[Row]) -> _Shelf:
+        return cls(run, run.artifacts(rows) if rows else {})
+
+    def value(self, row: Row, node: str, role: str, output: str) -> npt.NDArray[Any] | None:
+        """One output of one stage; None if it was not kept, or is damaged."""
+        work = self.run.works(row).get((node, role))
+        if not work or work.key not in self.artifacts:
+            return None
+        try:
+            return self.run.store.read(self.artifacts[work.key], output)
+        except Damaged:
+            return None
+
+    def frame(self, row: Row, name: str) -> Picture | None:
+        """RGB (H, W, 3) uint8 of source, target or result; None if the file was moved or changed."""
+        path, sha256 = {
+            "source": (row.source, row.source_sha256),
+            "target": (row.target, row.target_sha256),
+            "result": (str(self.run.folder.path / row.output), row.output_sha256),
+        }[name]
+        try:
+            return ImageFile(path, sha256, self.run.settings["request"]["max_pixels"]).read().rgb8
+        except ItemError:
+            return None
+
+    def frames(self, row: Row) -> dict[str, Picture]:
+        """Source, target and result whole; a name that says so where one is gone."""
+        return _named({name: self.frame(row, name) for name in ("source", "target", "result")})
+
+    def faces(self, row: Row) -> dict[str, Picture]:
+        """The aligned faces of source, target and result; whole pictures where alignment was not kept."""
+        source, target = (self.value(row, "align", role, "face") for role in ("source", "target"))
+        to_frame, result = self.value(row, "align", "target", "crop_to_frame"), self.frame(row, "result")
+        if result is not None and target is not None and to_frame is not None:
+            result = resample(result, to_frame, *target.shape[:2])
+        found = {"source": source, "target": target}
+        return _named({**{name: self.frame(row, name) if face is None else face for name, face in found.items()}, "result": result})
+
+    def stages(self, row: Row) -> dict[str, Picture]:
+        """Pictures and label maps that the stages made, in reading order."""
+        pictures = {}
+        for name, node, role, output in SHOWN:
+            if node == "enhance" and self.run.graph.stages[node].backend == "none":
+                continue
+            value = self.value(row, node, role, output)
+            if value is not None:
+                pictures[name] = thumbnail(show_regions(value) if value.ndim == 2 else value)
+        return pictures
+
+
+def write_report(folder: RunFolder, evaluation: Evaluation | None = None, limit: int = 24) -> Report:
+    """Write RUN/report/index.html, with `limit` finished pairs on the contact sheet. Raises RunError if this is no run."""
+    report = gather(folder, evaluation, limit)
+    write_atomic(folder.path / PAGE, render(report).encode())
+    return report
+
+
+def evaluate_and_report(
+    folder: RunFolder, protocols: Sequence[str] = ("open",), device: str = "auto", limit: int = 24, progress: Advance = _silent
+) -> Report:
+    """Measure a run, write metrics.parquet, metrics.json, history.jsonl and index.html into RUN/report. Raises as `evaluate` does."""
+    evaluation = evaluate(folder, protocols, device, progress)
+    write(evaluation, folder.path / "report")
+    return write_report(folder, evaluation, limit)
+
+
+def gather(folder: RunFolder, evaluation: Evaluation | None = None, limit: int = 24) -> Report:
+    """All that the page says about a run; without an evaluation it has no metrics."""
     run = FinishedRun(folder)
     rows = list(run.rows.values())
     done = [row for row in rows if row.status == "done"]
+    spent = _stage_seconds(folder)
+    ends = _ends(evaluation, run.rows) if evaluation else []
+    shelf = _Shelf.of(run, [*done[:limit], *(run.rows[pair] for _, best, worst in ends for pair in (*best, *worst))])
     counts = Counter(row.status for row in rows)
-    artifacts = run.artifacts(done[:limit])
-    spent: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
-    for event in folder.read_log():
-        if event["event"] == "stage":
-            items, seconds = spent[event["stage"]]
-            spent[event["stage"]] = (items + event["items"], seconds + event["seconds"])
     total = sum(seconds for _, seconds in spent.values())
-    nodes = run.settings["nodes"]
-    report = Report(
-        title=f"e4s pairs: {folder.path.name}",
-        summary=[
-            f"{plural(len(rows), 'pair')}: {counts['done']} done, {counts['failed']} failed, {counts['left']} left. "
-            f"{duration(total)} of computing on {run.settings['device']}, {run.settings['cpu_threads']} cores.",
-            *([f"The first {limit} finished pairs are shown."] if len(done) > limit else []),
-        ],
+    left = f", {counts['left']} left" if counts["left"] else ""
+    numbers = headline(evaluation, len({(row.source_sha256, row.source_face) for row in done})) if evaluation else ""
+    summary = [
+        *([numbers] if numbers else []),
+        f"{plural(len(rows), 'pair')}: {counts['done']} done, {counts['failed']} failed{left}{_faceless(evaluation)}. "
+        f"{duration(total)} of computing on {run.settings['device']}, {plural(run.settings['cpu_threads'], 'core')}.",
+    ]
+    pictured = len(done[:limit])
+    return Report(
+        title=f"e4s pairs: {folder.path.resolve().name}",
+        summary=summary,
+        notes=[_sentence(note) for note in (evaluation.notes if evaluation else [_partial(counts)] if counts["left"] else [])],
+        evaluation=evaluation,
+        history=read_history(folder.path / "report") if evaluation else (),
+        quoted=load_quoted(),
+        extremes=[_extremes(shelf, evaluation, end) for end in ends] if evaluation else (),
+        failures=_failures(rows, evaluation),
+        pairs=[PairPictures(_title(row), {**_small(shelf.frames(row)), **shelf.stages(row)}) for row in done[:limit]],
+        pairs_text=f"The first {pictured} of {len(done)} finished pairs"
+        if len(done) > pictured
+        else f"{plural_pairs(pictured)}, stage by stage",
         stage_seconds={node.name: spent[node.name] for node in run.graph.nodes if node.name in spent},
-        pairs=[PairPictures(_title(row), _pictures(run, row, artifacts)) for row in done[:limit]],
-        failures=dict(Counter(f"{row.stage}: {row.reason}" for row in rows if row.status == "failed").most_common()),
-        settings={
-            "profile": run.settings["request"]["profile"],
-            **{name: f"{print_['backend']} v{print_['version']}" for name, print_ in nodes.items()},
-            "e4s": run.settings["e4s"],
-            **run.settings["libraries"],
-        },
+        settings=_settings(run),
+        stages=[
+            StageRan(
+                name=name,
+                backend=f"{print_['backend']} v{print_['version']}",
+                settings=", ".join(f"{setting} = {value}" for setting, value in print_["config"].items()),
+                weights=print_["weights"],
+            )
+            for name, print_ in ((node.name, run.settings["nodes"][node.name]) for node in run.graph.nodes)
+        ],
     )
-    path = folder.path / "report/index.html"
-    write_atomic(path, render(report).encode())
-    return path
+
+
+def _partial(counts: Counter[str]) -> str:
+    return f"the run is not finished: {plural(counts['left'], 'pair')} left, {counts['done']} shown"
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
+
+
+def _faceless(evaluation: Evaluation | None) -> str:
+    count = len(evaluation.no_face) if evaluation else 0
+    return f"; no face is found in {count} of the results" if count else ""
 
 
 def _title(row: Row) -> str:
     return f"{row.id}: {Path(row.source).name} into {Path(row.target).name}, {row.seconds:.1f} s"
 
 
-def _pictures(run: FinishedRun, row: Row, artifacts: Mapping[str, Artifact]) -> dict[str, Picture]:
-    works = run.works(row)
-    max_pixels = run.settings["request"]["max_pixels"]
-    pictures: dict[str, Picture] = {}
-    files = {
-        "source": (row.source, row.source_sha256),
-        "target": (row.target, row.target_sha256),
-        "result": (str(run.folder.path / row.output), row.output_sha256),
+def _named(pictures: Mapping[str, Picture | None]) -> dict[str, Picture]:
+    gone = np.full((256, 256, 3), 128, np.uint8)
+    return {
+        name if picture is not None else f"{name}: moved or changed": gone if picture is None else picture
+        for name, picture in pictures.items()
     }
-    for name, (path, sha256) in files.items():
-        try:
-            pictures[name] = thumbnail(ImageFile(path, sha256, max_pixels).read().rgb8)
-        except ItemError:
-            pictures[f"{name}: moved or changed"] = np.full((256, 256, 3), 128, np.uint8)
-    for name, node, role, output in SHOWN:
-        work = works.get((node, role))
-        if work and work.key in artifacts and not (node == "enhance" and run.graph.stages[node].backend == "none"):
-            try:
-                value = run.store.read(artifacts[work.key], output)
-            except Damaged:
-                continue
-            pictures[name] = thumbnail(show_regions(value) if value.ndim == 2 else value)
-    return pictures
+
+
+def _small(pictures: Mapping[str, Picture], side: int = 224) -> dict[str, Picture]:
+    return {name: thumbnail(picture, side) for name, picture in pictures.items()}
+
+
+def _stage_seconds(folder: RunFolder) -> dict[str, tuple[int, float]]:
+    """Items computed and seconds by stage, over all sessions of the run."""
+    spent: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+    for event in folder.read_log():
+        if event["event"] == "stage":
+            items, seconds = spent[event["stage"]]
+            spent[event["stage"]] = (items + event["items"], seconds + event["seconds"])
+    return spent
+
+
+def _settings(run: FinishedRun) -> dict[str, str]:
+    found, request = run.settings, run.settings["request"]
+    return {
+        "profile": request["profile"],
+        "changed": ", ".join([*request["stages"], *request["changes"]]) or "nothing",
+        "device": f"{found['device']}, {plural(found['cpu_threads'], 'thread')}, {found['processor']}, {found['platform']}",
+        "begun or continued": found["written"],
+        "e4s": found["e4s"],
+        "python": found["python"],
+        "libraries": ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
+    }
+
+
+def _failures(rows: Sequence[Row], evaluation: Evaluation | None) -> list[Failure]:
+    """Failed pairs, results without a face and results that could not be read, grouped by reason, most first."""
+    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        if row.status == "failed":
+            grouped[row.stage, row.reason].append(row.id)
+    if evaluation:
+        for where, pairs in (("in the result", evaluation.no_face), ("on disk", evaluation.unusable)):
+            for pair, reason in pairs.items():
+                grouped[where, reason].append(pair)
+    failures = [Failure(where=where, reason=reason, pairs=pairs) for (where, reason), pairs in grouped.items()]
+    return sorted(failures, key=lambda failure: -len(failure.pairs))
+
+
+def told(folder: RunFolder, report: Report) -> list[str]:
+    """What the terminal says of an evaluated report: numbers, what is partial, files, features computed anew."""
+    evaluation = report.evaluation
+    if evaluation is None:
+        raise ValueError("expected a report with an evaluation")
+    anew = ", ".join(f"{network} {count}" for network, count in evaluation.computed.items())
+    missing = dict.fromkeys(f"{line.network}: {line.reason}" for line in evaluation.unavailable)
+    inside = folder.path / "report"
+    return [
+        *report.summary,
+        *report.notes,
+        *(f"not measured: {line}" for line in missing),
+        f"features computed anew: {anew or 'none, all were in the store'}",
+        f"metrics: {inside / METRICS_FILE}, a row per pair: {inside / PAIRS_FILE}",
+        f"report: {folder.path / PAGE}",
+    ]
+
+
+# -- best and worst ----------------------------------------------------------------------------------------------------------------------
+
+_End = tuple[int, list[str], list[str]]  # index of a line, ids of its best and of its worst pairs
+
+
+def _ends(evaluation: Evaluation, rows: Mapping[str, Row]) -> list[_End]:
+    ends = []
+    shown = {id(line) for line in first_lines(evaluation.lines).values()}
+    for index, line in enumerate(evaluation.lines):
+        if id(line) in shown and has_spread(line):
+            best, worst = ([evaluation.pairs[row] for row in side if evaluation.pairs[row] in rows] for side in extreme_rows(line))
+            ends.append((index, best, worst))
+    return ends
+
+
+def _extremes(shelf: _Shelf, evaluation: Evaluation, end: _End) -> Extremes:
+    index, best, worst = end
+    line = evaluation.lines[index]
+    values = dict(zip(evaluation.pairs, line.values.tolist(), strict=True))
+
+    def pictured(pair: str) -> PairPictures:
+        pictures = _small(shelf.faces(shelf.run.rows[pair]), 160)
+        return PairPictures(pair, pictures, ("result",), with_unit(values[pair], line.unit))
+
+    return Extremes(title=axis_label(line), better=line.better, best=[*map(pictured, best)], worst=[*map(pictured, worst)])
+
+
+# -- two runs ----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison and the files that hold it."""
+
+    comparison: Comparison
+    page: Path
+    data: Path
+
+
+class _PartOfRun(RunFolder):
+    """A run folder as if the run were of these pairs only: retrieval and FID hang on the whole set."""
+
+    def __init__(self, folder: RunFolder, pairs: Iterable[str]) -> None:
+        super().__init__(folder.path)
+        self._pairs = frozenset(pairs)
+
+    def read_rows(self) -> list[Row]:
+        return [row for row in super().read_rows() if row.id in self._pairs]
+
+
+def write_comparison(
+    a: RunFolder, b: RunFolder, protocols: Sequence[str] = ("open",), device: str = "auto", progress: Advance = _silent
+) -> Compared:
+    """Compare B with A over the pairs of pictures that both have finished; write B/report/compare-A.html and .json.
+
+    Both are measured on these pairs alone, so that retrieval has one gallery and FID one set. Raises UsageError if they are one run,
+    RunError if one is no run or they have no pair in common, and as `evaluate` does.
+    """
+    names = _names(a, b)
+    runs = FinishedRun(a), FinishedRun(b)
+    pairs = matched_pairs(runs[0].rows.values(), runs[1].rows.values())
+    if not pairs:
+        raise RunError(
+            f"{a.path} and {b.path}: no pair of the same two pictures is finished in both, so there is nothing to compare; "
+            "compare runs of one manifest"
+        )
+    found_a, found_b = (
+        replace(evaluate(_PartOfRun(folder, [pair[side] for pair in pairs]), protocols, device, progress), run=names[side])
+        for side, folder in enumerate((a, b))
+    )
+    differences, not_compared = compare(found_a, found_b, pairs)
+    comparison = Comparison(
+        a=names[0],
+        b=names[1],
+        pairs=pairs,
+        differences=differences,
+        not_compared=not_compared,
+        settings=_differing_settings(runs),
+        notes=_notes(names, runs, len(pairs)),
+    )
+    path = b.path / f"report/compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', names[0])}.html"
+    write_atomic(path, render_comparison(comparison, _changed(runs, comparison, (found_a, found_b))).encode())
+    write_atomic(path.with_suffix(".json"), as_json(comparison))
+    return Compared(comparison, path, path.with_suffix(".json"))
+
+
+def matched_pairs(a: Iterable[Row], b: Iterable[Row]) -> list[tuple[str, str]]:
+    """Ids in A and in B of pairs of the same pictures (by content) and faces that are done in both, in B's order, each used once."""
+    waiting: dict[tuple[str, int, str, int], list[str]] = defaultdict(list)
+    for row in a:
+        if row.status == "done":
+            waiting[_identity(row)].append(row.id)
+    pairs = []
+    for row in b:
+        candidates = waiting.get(_identity(row), []) if row.status == "done" else []
+        if candidates:
+            same = row.id if row.id in candidates else candidates[0]
+            candidates.remove(same)
+            pairs.append((same, row.id))
+    return pairs
+
+
+def _identity(row: Row) -> tuple[str, int, str, int]:
+    return row.source_sha256, row.source_face, row.target_sha256, row.target_face
+
+
+def _names(a: RunFolder, b: RunFolder) -> tuple[str, str]:
+    """Names of two runs that tell them apart: of the folder, with that of its parent where both are called the same."""
+    paths = [folder.path.resolve() for folder in (a, b)]
+    if paths[0] == paths[1]:
+        raise UsageError(f"{a.path} and {b.path} are one run; give two")
+    if paths[0].name != paths[1].name:
+        return paths[0].name, paths[1].name
+    return f"{paths[0].parent.name}/{paths[0].name}", f"{paths[1].parent.name}/{paths[1].name}"
+
+
+def _notes(names: tuple[str, str], runs: tuple[FinishedRun, FinishedRun], pairs: int) -> list[str]:
+    """What each run has beside the pairs that are compared."""
+    notes = []
+    for name, run in zip(names, runs, strict=True):
+        counts = Counter(row.status for row in run.rows.values())
+        if counts.total() > pairs:
+            said = f"{counts['done']} done, {counts['failed']} failed, {counts['left']} left"
+            notes.append(f"{name} has {plural(counts.total(), 'pair')} ({said}); the numbers are over the {pairs} that both have done.")
+    return notes
+
+
+def _differing_settings(runs: tuple[FinishedRun, FinishedRun]) -> list[Setting]:
+    """What differs of all that decides a run's results; settings of a stage only where both ran it with one backend."""
+    sides: list[dict[str, Any]] = []
+    nodes = [run.settings["nodes"] for run in runs]
+    for run, mine, others in zip(runs, nodes, reversed(nodes), strict=True):
+        found, stages = run.settings, {}
+        for name, print_ in mine.items():
+            same = name in others and others[name]["backend"] == print_["backend"]
+            stages[name] = {
+                "backend": f"{print_['backend']} v{print_['version']}",
+                **(print_["config"] if same else {}),
+                "weights": print_["weights"],
+            }
+        sides.append(
+            {
+                "profile": found["request"]["profile"],
+                "device": found["device"],
+                "stages": stages,
+                "e4s": found["e4s"],
+                "python": found["python"],
+                "libraries": found["libraries"],
+                "threads": found["cpu_threads"],
+                "platform": found["platform"],
+            }
+        )
+    return differing(*sides)
+
+
+def _changed(runs: tuple[FinishedRun, FinishedRun], comparison: Comparison, found: tuple[Evaluation, Evaluation]) -> list[Changed]:
+    """The pairs that changed most in each metric's first line, with their pictures of both runs."""
+    firsts: dict[str, Difference] = {}
+    for difference in comparison.differences:
+        firsts.setdefault(difference.metric, difference)
+    wanted = {metric: rows for metric, difference in firsts.items() if (rows := changed_rows(difference))}
+    used = [comparison.pairs[row] for row in sorted({row for rows in wanted.values() for row in rows})]
+    shelves = [_Shelf.of(run, [run.rows[pair[side]] for pair in used]) for side, run in enumerate(runs)]
+    values = [
+        {(line.name, pair): value for line in one.lines for pair, value in zip(one.pairs, line.values.tolist(), strict=True)}
+        for one in found
+    ]
+
+    def pictured(difference: Difference, row: int) -> PairPictures:
+        ids = comparison.pairs[row]
+        name = f"{difference.metric}/{difference.network}/{difference.protocol}"
+        faces = [shelf.faces(shelf.run.rows[pair]) for shelf, pair in zip(shelves, ids, strict=True)]
+        before, after = (with_unit(one[name, pair], difference.unit) for one, pair in zip(values, ids, strict=True))
+        pictures = {
+            **{name: face for name, face in faces[1].items() if not name.startswith("result")},
+            **{
+                f"{run}: {value}": face
+                for run, value, one in zip((comparison.a, comparison.b), (before, after), faces, strict=True)
+                for name, face in one.items()
+                if name.startswith("result")
+            },
+        }
+        title = ids[1] if ids[0] == ids[1] else f"{ids[1]} ({ids[0]} in {comparison.a})"
+        return PairPictures(title, _small(pictures, 160), tuple(pictures)[2:], f"{difference.deltas[row]:+.3g}")
+
+    return [
+        Changed(
+            title=f"{firsts[metric].title} ({firsts[metric].network})",
+            better=firsts[metric].better,
+            pairs=[pictured(firsts[metric], row) for row in rows],
+        )
+        for metric, rows in wanted.items()
+    ]

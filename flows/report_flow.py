@@ -1,0 +1,47 @@
+"""The Prefect flow of the report: what `e4s report` writes, and the same as artifacts that the server shows and keeps by version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from evaluation.compare import comparison_markdown, comparison_rows
+from evaluation.report import markdown, table_rows
+from flows.report import evaluate_and_report, told, write_comparison
+from storage.run import RunFolder
+
+
+@flow(name="report", persist_result=False, validate_parameters=False, log_prints=True)
+def report(run: str, protocols: Sequence[str] = ("open",), device: str = "auto", compare: str = "") -> dict[str, int]:
+    """Measure a run, write its report and publish it; with `compare`, compare the run with that one, too.
+
+    Returns the features computed anew by network. Leaves a table artifact `NAME-metrics` and a markdown artifact `NAME-report`, and
+    `NAME-against-OTHER-metrics` and `-report` for a comparison, NAME being the run folder's name in lower case. Parameters as
+    `e4s report --help` explains them.
+    """
+    folder = RunFolder(run)
+    found = evaluate_and_report(folder, protocols, device)
+    for line in told(folder, found):
+        print(line)
+    name = artifact_name(folder)
+    _publish(name, run, table_rows(found), markdown(found))
+    if compare:
+        other = RunFolder(compare)
+        compared = write_comparison(other, folder, protocols, device)
+        print(f"comparison: {compared.page}")
+        both = f"{name}-against-{artifact_name(other)}"
+        _publish(both, f"{run} against {compare}", comparison_rows(compared.comparison), comparison_markdown(compared.comparison))
+    return dict(found.evaluation.computed) if found.evaluation else {}
+
+
+def artifact_name(folder: RunFolder) -> str:
+    """A run folder's name as Prefect allows it in a key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", folder.path.resolve().name.lower()).strip("-") or "run"
+
+
+def _publish(name: str, what: str, rows: list[dict[str, str]], text: str) -> None:
+    create_table_artifact(key=f"{name}-metrics", table=rows, description=f"Metrics of {what}; each row names its protocol and network.")
+    create_markdown_artifact(key=f"{name}-report", markdown=text, description=f"Report of {what}")
