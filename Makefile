@@ -6,7 +6,7 @@ DEMO ?= demo
 DEMO_SEED ?= 0
 DEMO_PAIRS ?= 6
 
-.PHONY: demo test lint bench install weights clean
+.PHONY: demo test test-slow lint bench install weights clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "making the environment in $(VENV) (a few minutes the first time)"
@@ -31,13 +31,17 @@ test: weights
 	@$(BIN)/e4s models pull realesrgan_param realesrgan_bin dlib_face_id
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# What takes minutes each: a scheduled report as its page is typed, the paper profile at 1024 px, soaks.
+test-slow: test
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
 lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
 bench: weights
-	@for name in generator overhead region_conv recolor_memory; do $(BIN)/python -m benchmarks.$$name || failed=1; done; test -z "$$failed"
+	@for name in generator overhead region_conv recolor_memory evaluation; do $(BIN)/python -m benchmarks.$$name || failed=1; done; test -z "$$failed"
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -74,6 +74,11 @@ def _read_table(path: Path) -> list[dict[str, object]]:
     raise UsageError(f"{path}: a manifest is a .csv or a .parquet file")
 
 
+def row_id(number: int) -> str:
+    """The id of a row that has none: 000000, 000001, ..."""
+    return f"{number:06d}"
+
+
 def _pair(number: int, row: dict[str, object], folder: Path, source_face: int, target_face: int) -> PairRow:
     problem = ""
     paths = {}
@@ -89,7 +94,7 @@ def _pair(number: int, row: dict[str, object], folder: Path, source_face: int, t
             faces[role] = default if index in (None, "") else int(str(index))
         except ValueError:
             faces[role], problem = 0, f"{role}_face must be a whole number, got {index!r} in row {number + 1}"
-    name = str(row.get("id") or f"{number:06d}")
+    name = str(row.get("id") or row_id(number))
     if not re.fullmatch(r"[\w-][\w.-]{0,99}", name) or len(name.encode()) > 200:  # it names the output file
         raise UsageError(
             f"row {number + 1}: id {name!r} may hold only letters, digits, '_', '-' and '.', 100 at most, not starting with '.'"
@@ -110,4 +115,4 @@ def _folder_pairs(sources: Path, targets: Path, source_face: int, target_face: i
             f"{sources} has {len(listed[0])} images and {targets} has {len(listed[1])}; two folders are paired one to one by sorted name"
         )
     pairs = zip(*listed, strict=True)
-    return [PairRow(f"{number:06d}", str(s.absolute()), str(t.absolute()), source_face, target_face) for number, (s, t) in enumerate(pairs)]
+    return [PairRow(row_id(number), str(s.absolute()), str(t.absolute()), source_face, target_face) for number, (s, t) in enumerate(pairs)]

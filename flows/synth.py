@@ -21,6 +21,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from e4s_models.weights import weight_digest
+from flows.inputs import row_id
+from flows.manifests import distinct_pairs
 from storage.store import write_atomic
 from tasks.encode import GENERATOR, GENERATOR_WEIGHT, MANIFEST, W_DIGEST, w_digest
 from tasks.stage import Float32, UInt8
@@ -63,8 +65,8 @@ def make_people(
     """Make people `out/people/000000.png`, ... and their manifest `out/people.parquet`; returns the manifest's path.
 
     Person k has the seed `seed + k`, whatever `count` is, so a folder can grow: a picture that its manifest row describes and whose
-    digest matches is not made again. With `pairs`, `out/pairs.parquet` names that many ordered pairs (source, target; never a person
-    with itself, no pair twice): a draw without replacement from all of them, by NumPy's PCG64 with `seed`.
+    digest matches is not made again. With `pairs`, `out/pairs.parquet` names that many ordered pairs (columns id, source, target; drawn
+    by `draw_pairs`).
 
     Args:
         truncation: pulls codes towards the mean face, in (0, 1.5]; 1 = the generator's full variety.
@@ -107,16 +109,23 @@ def make_people(
     if pairs:
         files = [_file(index) for index in range(count)]
         drawn = draw_pairs(count, pairs, seed)
-        table = {"source": [files[source] for source, _ in drawn], "target": [files[target] for _, target in drawn]}
+        table = {
+            "id": [row_id(row) for row in range(pairs)],
+            "source": [files[source] for source, _ in drawn],
+            "target": [files[target] for _, target in drawn],
+        }
         write_atomic(folder / PAIRS, _parquet(pa.table(table)))
     return manifest
 
 
 def draw_pairs(count: int, pairs: int, seed: int) -> list[tuple[int, int]]:
-    """Different ordered pairs (source, target) of `count` people, none with itself.
+    """Different ordered pairs (source, target) of `count` people, none with itself, decided by `seed`.
 
-    Number n of the count * (count - 1) pairs has source n // (count - 1); its target is n % (count - 1), skipping the source.
+    No source and no target twice where there are people enough (`distinct_pairs`); else a draw without replacement from all pairs, by
+    NumPy's PCG64: number n of the count * (count - 1) has source n // (count - 1); its target is n % (count - 1), skipping the source.
     """
+    if pairs <= count:
+        return distinct_pairs(count, pairs, seed)
     drawn = np.random.Generator(np.random.PCG64(seed)).choice(count * (count - 1), pairs, replace=False)
     split = (divmod(int(number), count - 1) for number in drawn)
     return [(source, target + (target >= source)) for source, target in split]

@@ -95,8 +95,15 @@ def test_pairs_by_hand() -> None:
     assert some != draw_pairs(50, 400, 2)
 
 
+def test_with_people_enough_every_source_is_another() -> None:
+    drawn = draw_pairs(500, 500, 0)  # `e4s synth --pairs 500`
+    assert len({source for source, _ in drawn}) == len({target for _, target in drawn}) == 500
+    assert all(source != target for source, target in drawn)
+
+
 def test_pairs_file(two: Path) -> None:
     pairs = pq.read_table(two / "pairs.parquet").to_pylist()
+    assert [pair["id"] for pair in pairs] == ["000000", "000001"]
     assert sorted((pair["source"], pair["target"]) for pair in pairs) == [
         ("people/000000.png", "people/000001.png"),
         ("people/000001.png", "people/000000.png"),
