@@ -5,8 +5,9 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 DEMO_SEED ?= 0
 DEMO_PAIRS ?= 6
+KILLS ?= 50
 
-.PHONY: demo test lint bench install weights clean
+.PHONY: demo test lint bench soak install weights clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "making the environment in $(VENV) (a few minutes the first time)"
@@ -38,6 +39,9 @@ lint: install
 
 bench: weights
 	@for name in generator overhead region_conv recolor_memory; do $(BIN)/python -m benchmarks.$$name || failed=1; done; test -z "$$failed"
+
+soak: weights
+	@$(BIN)/python -m benchmarks.soak --kills $(KILLS)
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     swap.add_argument("-o", "--output", required=True, help="the result, a .png file")
     swap.add_argument("--run", default="", help="keep the intermediates in this run folder (default: a temporary one)")
     _add_pipeline(swap)
-    swap.set_defaults(command=_swap, chunk=1, workers=0, fail_fast=False, verify=False)
+    swap.set_defaults(command=_swap, chunk=1, workers=0, fail_fast=False, verify=False, retry=[], max_attempts=3, dask="", dask_wait=0.0)
 
     invert = commands.add_parser("invert", help="a picture -> style codes -> the picture again, with metrics", epilog=EXIT_CODES)
     invert.add_argument("image", help="picture with a face")
@@ -94,8 +94,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_pipeline(pairs)
     pairs.add_argument("--chunk", type=int, default=16, help="pairs per chunk, 16 if not given: what is in memory at once")
     pairs.add_argument("--workers", type=int, default=0, help="pairs that a stage works on at once where it can (default: one per core)")
+    pairs.add_argument(
+        "--dask",
+        default="",
+        metavar="WHERE",
+        help="carry chunks on Dask workers: tcp://HOST:PORT of a running scheduler (docs/cluster.md), or local:N for N processes here",
+    )
+    pairs.add_argument(
+        "--dask-wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the scheduler and for a worker (default 60)"
+    )
     pairs.add_argument("--fail-fast", action="store_true", help="stop after the first chunk in which a pair failed")
     pairs.add_argument("--verify", action="store_true", help="check the digest of everything finished before going on")
+    pairs.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        choices=("failed", "quarantined"),
+        help="failed: try pairs again whose failure is remembered; quarantined: those that failed too often (may be given twice)",
+    )
+    pairs.add_argument("--max-attempts", type=int, default=3, help="failed attempts after which a pair is quarantined (default 3)")
+    pairs.add_argument("--why", action="store_true", help="say what would be computed and why, and stop")
     pairs.set_defaults(command=_pairs)
 
     synth = commands.add_parser("synth", help="make synthetic people to try it on", epilog=EXIT_CODES)
@@ -110,6 +128,19 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="how far a run is, what failed and why", epilog=EXIT_CODES)
     status.add_argument("run", help="run folder")
+    status.add_argument("--failed", action="store_true", help="list failed pairs with every attempt: time, stage, reason")
+    status.add_argument("--follow", action="store_true", help="show the run as it goes on, until it ends or Ctrl-C")
+    status.add_argument(
+        "--why",
+        nargs="?",
+        const="",
+        metavar="MANIFEST",
+        help="say what repeating the run's command would compute, per stage, and why; nothing is changed",
+    )
+    status.add_argument("--profile", default="", help="with --why: another profile than the run's")
+    status.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="with --why: another backend")
+    status.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="with --why: another setting")
+    status.add_argument("--verify", action="store_true", help="with --why: check the digest of everything finished")
     status.set_defaults(command=_status)
 
     report = commands.add_parser("report", help="write report/index.html of a run", epilog=EXIT_CODES)
@@ -183,12 +214,27 @@ def _parser() -> argparse.ArgumentParser:
     rgi.add_argument("--device", default="auto", help="auto, cpu or cuda")
     rgi.set_defaults(command=_train_rgi)
 
-    cache = commands.add_parser("cache", help="artifacts of a store: list, verify", epilog=EXIT_CODES)
+    cache = commands.add_parser("cache", help="artifacts of a store: list, verify, prune, compact", epilog=EXIT_CODES)
     cache_actions = cache.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
-    for name, text in (("list", "count and size by stage"), ("verify", "check every digest; what is damaged will be computed again")):
-        action = cache_actions.add_parser(name, help=text)
+    for name, text in (
+        ("list", "count and size by stage, and the runs that use it"),
+        ("verify", "check every digest; what is damaged will be computed again"),
+        ("compact", "merge the index into few large parts (happens by itself when many small ones have piled up)"),
+        ("prune", "make room: show what would go, remove it with --yes; what a running run needs stays"),
+    ):
+        action = cache_actions.add_parser(name, help=text, epilog=EXIT_CODES)
         action.add_argument("store", help="store URL or folder, or a run folder")
         action.set_defaults(command=_cache, action=name)
+    action.description = (
+        "Artifacts go that meet every condition given; with none given, only what crashed writers left. What was pruned is computed again when needed."
+    )
+    action.add_argument("--older-than", default="", metavar="AGE", help="made longer ago than this: 30d, 12h, 2w")
+    action.add_argument("--stage", action="append", default=[], help="of this stage (may be given again)")
+    action.add_argument("--run", default="", metavar="RUN", help="used by this run folder and by no other run")
+    action.add_argument("--with-shared", action="store_true", help="with --run: also what other runs use")
+    action.add_argument("--failed", action="store_true", help="remembered failures only: their items will be tried again")
+    action.add_argument("--max-size", default="", metavar="SIZE", help="as much as leaves at most this (50GB), the least recently made first")
+    action.add_argument("--yes", action="store_true", help="do it")
 
     doctor = commands.add_parser("doctor", help="what is installed, what is missing", epilog=EXIT_CODES)
     doctor.set_defaults(command=_doctor)
@@ -228,6 +274,13 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
         help="intermediates that are stored: all (default); resume: per-image work and results; final: results only",
     )
     parser.add_argument("--store", default="", help="artifact store, a folder or URL (default: RUN/store); share one between runs")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="threads of the computing libraries per process; bytes are promised for one count "
+        "(default: the cores; with --dask local:N the cores divided by N; with --dask tcp://... 1)",
+    )
     parser.add_argument("--face", type=int, default=0, help="which face of the target picture, 0 = largest")
     parser.add_argument("--source-face", type=int, default=0, help="which face of the source picture, 0 = largest")
 
@@ -343,19 +396,31 @@ def _request(arguments: argparse.Namespace, manifest: str, run: str, keep: Keep)
         max_pixels=arguments.max_pixels,
         fail_fast=arguments.fail_fast,
         verify=arguments.verify,
+        retry=arguments.retry,
+        max_attempts=arguments.max_attempts,
+        dask=arguments.dask,
+        dask_wait=arguments.dask_wait,
+        threads=arguments.threads,
     )
 
 
 def _pairs(arguments: argparse.Namespace) -> int:
-    from flows.engine import require_weights
+    from flows.engine import check_weights
     from flows.plan import make_plan, record
     from flows.progress import opening, terminal_progress
     from flows.server import prefect_api
+    from flows.status import tries
+    from flows.why import headline, print_why
 
-    plan = make_plan(_request(arguments, arguments.manifest, arguments.run, arguments.keep))
+    request = _request(arguments, arguments.manifest, arguments.run, arguments.keep)
+    if arguments.why:
+        return print_why(make_plan(request, dry=True))
+    plan = make_plan(request)
     try:
+        if sentence := headline(plan):
+            print(f"e4s: {sentence}", file=sys.stderr)
         if plan.todo:
-            require_weights(plan.graph.weights())
+            check_weights(plan)
             with prefect_api(plan.folder.path / "prefect.log"):
                 from flows.pairs import run_planned
 
@@ -366,7 +431,7 @@ def _pairs(arguments: argparse.Namespace) -> int:
             code = 2 if any(row.status == "failed" for row in plan.rows.values()) else 0
         for row in plan.rows.values():
             if row.status == "failed":
-                print(f"e4s: pair {row.id} failed: {row.stage}: {row.reason}", file=sys.stderr)
+                print(f"e4s: pair {row.id} failed: {row.stage}: {row.reason}{tries(row)}", file=sys.stderr)
         page = plan.folder.path / "report/index.html"
         if not arguments.no_report and (plan.todo or not page.exists()):
             from flows.report import write_report
@@ -398,9 +463,17 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from flows.status import print_status
+    from flows.status import follow, print_failed, print_status
 
-    return print_status(arguments.run)
+    if arguments.why is not None:
+        from flows.why import why_again
+
+        return why_again(
+            arguments.run, arguments.why, profile=arguments.profile, stages=arguments.stage, changes=arguments.set, verify=arguments.verify
+        )
+    if arguments.failed:
+        return print_failed(arguments.run)
+    return follow(arguments.run) if arguments.follow else print_status(arguments.run)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -466,9 +539,20 @@ def _models_check(arguments: argparse.Namespace) -> int:
 
 
 def _cache(arguments: argparse.Namespace) -> int:
-    from flows.status import print_store
+    from flows.cache import compact_store, print_store, prune_store, verify_store
 
-    return print_store(arguments.store, verify=arguments.action == "verify")
+    if arguments.action == "prune":
+        return prune_store(
+            arguments.store,
+            older_than=arguments.older_than,
+            stages=arguments.stage,
+            run=arguments.run,
+            shared_too=arguments.with_shared,
+            failed=arguments.failed,
+            max_size=arguments.max_size,
+            really=arguments.yes,
+        )
+    return {"list": print_store, "verify": verify_store, "compact": compact_store}[arguments.action](arguments.store)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

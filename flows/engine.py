@@ -1,25 +1,40 @@
-"""Work through a plan, chunk by chunk; knows no Prefect, so that a single swap runs without a server."""
+"""Work through a plan, chunk by chunk; knows no Prefect, so that a single swap runs without a server.
+
+Where the chunks are carried is an `Executor`'s business: this process (`Local`) or Dask workers (`flows.cluster.Cluster`). Rows, outputs,
+log and manifest are written here, whichever it is.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import tee, zip_longest
 from typing import Protocol
 
 from e4s_models.weights import WeightsError, remedies, weight_path
+from flows.journal import Logged
 from flows.plan import Plan, export, record
 from storage.faults import fault_point
 from storage.run import Row
 from storage.store import Artifact, Damaged
-from tasks.runner import Call, ChunkJob, ChunkResult, Worker, cpu_threads, run_chunk
+from tasks.runner import Call, ChunkJob, ChunkResult, Worker, run_chunk
 
 MANIFEST_EVERY = 10.0  # s between rewrites of the manifest while running
+THIS_PROCESS = f"{socket.gethostname()}:{os.getpid()}"  # the worker that the log names where there is no other
 CRASHES_IN_A_ROW = 2  # chunks stopped by a program error before the run gives up
+
+
+StageCall = Callable[[int, str, Callable[[], None]], None]
+"""Runs one stage (on Dask: one part) of one chunk: (number of the chunk, name, the work). A flow hangs its task policy here."""
+
+
+Results = Generator[tuple[ChunkJob, ChunkResult], None, None]
 
 
 class Progress(Protocol):
@@ -53,6 +68,72 @@ def direct_call(chunk: int, node: str, work: Callable[[], None]) -> None:
     work()
 
 
+class Executor(Protocol):
+    """Carries chunks."""
+
+    def results(self, jobs: Iterable[ChunkJob]) -> Results:
+        """Chunks with what became of them, in any order. May raise UsageError, DiskFull or StoreError."""
+        ...
+
+    def close(self) -> None:
+        """Stop what is still running, quickly; what was computed is kept."""
+        ...
+
+
+class Shared:
+    """Per-image work that several chunks read: what earlier chunks finished is known to later ones."""
+
+    def __init__(self) -> None:
+        self.artifacts: dict[str, Artifact] = {}
+
+    def equip(self, job: ChunkJob) -> ChunkJob:
+        """The job with what is finished by now."""
+        found = {key: self.artifacts[key] for key in job.shared if key in self.artifacts}
+        return replace(job, known={**job.known, **found}) if found else job
+
+    def take(self, job: ChunkJob, result: ChunkResult) -> None:
+        self.artifacts |= {artifact.key: artifact for artifact in result.artifacts if artifact.key in job.shared}
+
+
+class Local:
+    """One chunk after the other in this process; the next one's pictures are decoded ahead."""
+
+    def __init__(self, plan: Plan, progress: Progress, call: StageCall) -> None:
+        self._progress, self._call, self._shared = progress, call, Shared()
+        threads = plan.request.compute_threads()
+        use_threads(threads)
+        self._worker = Worker(plan.graph, plan.store, plan.request.keep, plan.request.workers or threads)
+
+    def results(self, jobs: Iterable[ChunkJob]) -> Results:
+        ahead, behind = tee(jobs)
+        next(ahead, None)
+        for job, following in zip_longest(behind, ahead):
+            if following:
+                self._worker.prefetch(following)
+            self._worker.notify = partial(_within, self._progress, len(job.items))
+            result = run_chunk(self._worker, self._shared.equip(job), _announced(self._progress, job, self._call))
+            self._shared.take(job, result)
+            yield job, result
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+def make_executor(plan: Plan, progress: Progress, call: StageCall) -> Executor:
+    """The executor that the request names."""
+    if plan.request.dask:
+        from flows.cluster import Cluster
+
+        return Cluster(plan, progress, call)
+    return Local(plan, progress, call)
+
+
+def check_weights(plan: Plan) -> None:
+    """Check the weights that this machine needs for the plan; workers on other machines check their own. Raises WeightsError."""
+    if plan.todo and not plan.request.remote:
+        require_weights(plan.graph.weights())
+
+
 def use_threads(count: int) -> None:
     """Fix the thread count of the computing libraries: bytes are promised for one count.
 
@@ -80,47 +161,25 @@ def require_weights(names: Iterable[str]) -> None:
         raise WeightsError(f"{len(problems)} weight files are missing or damaged; {remedies(list(problems))}")
 
 
-def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[], None]], None] = direct_call) -> Summary:
+def execute(plan: Plan, progress: Progress, call: StageCall = direct_call) -> Summary:
     """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
 
-    `call(chunk, node, work)` runs one stage on one chunk. Raises WeightsError before anything is done, DiskFull and KeyboardInterrupt
-    after the manifest was written.
+    `call(chunk, node, work)` runs one stage on one chunk. Raises WeightsError before anything is done; UsageError, StoreError, DiskFull and
+    KeyboardInterrupt after the manifest was written.
     """
-    require_weights(plan.graph.weights() if plan.todo else ())
+    check_weights(plan)
     summary = Summary(0, 0, 0)
     folder = plan.folder
     record(plan)
-    if plan.todo:
-        use_threads(cpu_threads())
-    worker = Worker(plan.graph, plan.store, plan.request.keep, plan.request.workers or cpu_threads())
+    progress = Logged(progress, folder)
     progress.begin(plan)
-    folder.append_log("begin", items=len(plan.rows), todo=len(plan.todo), planning_seconds=round(plan.seconds, 3))
-    due, crashes = time.monotonic() + MANIFEST_EVERY, 0
-    shared: dict[str, Artifact] = {}  # per-image work that later chunks read too
     try:
-        chunks = plan.chunks()
-        for job, following in zip_longest(chunks, chunks[1:]):
-            if following:
-                worker.prefetch(following)
-            worker.notify = partial(_within, progress, len(job.items))
-            job = replace(job, known={**job.known, **{key: shared[key] for key in job.shared if key in shared}})
-            result = run_chunk(worker, job, _announced(progress, job, call))
-            shared |= {artifact.key: artifact for artifact in result.artifacts if artifact.key in job.shared}
-            _record(plan, job, result, summary)
-            progress.advance([plan.rows[outcome.id] for outcome in result.outcomes])
-            crashes = crashes + 1 if result.crash else 0
-            if crashes == CRASHES_IN_A_ROW:
-                break
-            if plan.request.fail_fast and any(outcome.reason for outcome in result.outcomes):
-                break
-            if time.monotonic() > due:
-                began = time.monotonic()
-                folder.write_rows(plan.rows.values())
-                due = time.monotonic() + max(MANIFEST_EVERY, 20 * (time.monotonic() - began))  # a large manifest costs at most 5 %
+        if plan.todo:
+            with closing(make_executor(plan, progress, call)) as executor:
+                _work_through(plan, progress, executor, summary)
         fault_point("before-manifest")
     finally:
         progress.end()
-        worker.close()
         folder.write_rows(plan.rows.values())
     count = [row.status for row in plan.rows.values()].count
     summary.done, summary.failed, summary.left = count("done"), count("failed"), count("left")
@@ -128,11 +187,28 @@ def execute(plan: Plan, progress: Progress, call: Callable[[int, str, Callable[[
     return summary
 
 
+def _work_through(plan: Plan, progress: Progress, executor: Executor, summary: Summary) -> None:
+    due, crashes = time.monotonic() + MANIFEST_EVERY, 0
+    with closing(executor.results(plan.chunks())) as results:
+        for job, result in results:
+            _record(plan, job, result, summary)
+            progress.advance([plan.rows[outcome.id] for outcome in result.outcomes])
+            crashes = crashes + 1 if result.crash else 0
+            if crashes == CRASHES_IN_A_ROW:
+                return
+            if plan.request.fail_fast and any(outcome.reason for outcome in result.outcomes):
+                return
+            if time.monotonic() > due:
+                began = time.monotonic()
+                plan.folder.write_rows(plan.rows.values())
+                due = time.monotonic() + max(MANIFEST_EVERY, 20 * (time.monotonic() - began))  # a large manifest costs at most 5 %
+
+
 def _within(progress: Progress, items: int, share: float) -> None:
     progress.within(items * share)
 
 
-def _announced(progress: Progress, job: ChunkJob, call: Callable[[int, str, Callable[[], None]], None]) -> Call:
+def _announced(progress: Progress, job: ChunkJob, call: StageCall) -> Call:
     def announce(node: str, work: Callable[[], None]) -> None:
         progress.stage(job.number, node)
         call(job.number, node, work)
@@ -149,7 +225,8 @@ def _record(plan: Plan, job: ChunkJob, result: ChunkResult, summary: Summary) ->
         row.seconds += outcome.seconds
         if outcome.reason:
             row.status, row.stage, row.reason = "failed", outcome.stage, outcome.reason
-            plan.folder.append_log("failed", chunk=job.number, item=row.id, stage=row.stage, reason=row.reason)
+            plan.attempts.add([row])
+            plan.folder.append_log("failed", chunk=job.number, item=row.id, stage=row.stage, reason=row.reason, attempt=row.attempts)
         elif outcome.artifact:
             try:
                 export(plan.folder, plan.store, row, outcome.artifact)
@@ -159,9 +236,18 @@ def _record(plan: Plan, job: ChunkJob, result: ChunkResult, summary: Summary) ->
                 plan.folder.append_log("repair", chunk=job.number, item=row.id, reason=str(damaged))
     for node, seconds in result.seconds.items():
         plan.folder.append_log(
-            "stage", chunk=job.number, stage=node, items=result.computed[node], seconds=round(seconds, 3), device=plan.graph.device(node)
+            "stage",
+            chunk=job.number,
+            stage=node,
+            items=result.computed[node],
+            seconds=round(seconds, 3),
+            device=plan.graph.device(node),
+            worker=result.places.get(node, THIS_PROCESS),
         )
         summary.computed[node] = summary.computed.get(node, 0) + result.computed[node]
+    statuses = [plan.rows[outcome.id].status for outcome in result.outcomes]
+    done, failed, seconds = statuses.count("done"), statuses.count("failed"), sum(result.seconds.values())
+    plan.folder.append_log("chunk", chunk=job.number, items=len(job.items), done=done, failed=failed, seconds=round(seconds, 3))
     if result.crash:
         summary.crash = result.crash
         plan.folder.append_log("crash", chunk=job.number, traceback=result.crash)

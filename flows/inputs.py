@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.graph import UsageError
 
+_COLUMNS = ("id", "source", "target", "source_face", "target_face")
+_ID = re.compile(r"[\w-][\w.-]{0,99}")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PairRow:
     """One line of a manifest; paths are absolute or relative to the working folder."""
 
@@ -32,7 +36,9 @@ def read_pairs(manifest: str, *, source_face: int = 0, target_face: int = 0) -> 
     """Pairs of a manifest, a folder that holds `pairs.parquet` or `pairs.csv`, or two folders joined by `:` (files matched by sorted name).
 
     A manifest needs the columns source and target and may have id, source_face and target_face; relative paths are resolved from its
-    own folder. A row with an empty cell gets a `problem`; anything wrong with the whole raises UsageError.
+    own folder. A row with an empty cell, or with the id of an earlier row, gets a `problem`; anything wrong with the whole raises
+    UsageError. The same pair in several rows is fine: each row has its output, and it is computed once. The table is read in pieces: a
+    million rows take seconds and a few hundred MB.
     """
     path = Path(manifest)
     if not path.exists() and ":" in manifest:
@@ -45,56 +51,82 @@ def read_pairs(manifest: str, *, source_face: int = 0, target_face: int = 0) -> 
         path = found[0]
     if not path.exists():
         raise UsageError(f"{path}: no such manifest; give a .csv or .parquet file with the columns source and target")
-    rows = _read_table(path)
-    if not rows:
-        raise UsageError(f"{path}: the manifest has no rows")
-    missing = [name for name in ("source", "target") if name not in rows[0]]
-    if missing:
-        raise UsageError(f"{path}: the manifest has no column {' and no column '.join(missing)} (it has {', '.join(rows[0])})")
-    pairs = [_pair(number, row, path.parent, source_face, target_face) for number, row in enumerate(rows)]
-    name, count = Counter(pair.id for pair in pairs).most_common(1)[0]
-    if count > 1:
-        raise UsageError(f"{path}: id {name!r} stands in {count} rows; ids must be unique, or leave the column out")
-    return pairs
-
-
-def _read_table(path: Path) -> list[dict[str, object]]:
     try:
-        if path.suffix == ".parquet":
-            schema = pq.read_schema(path)
-            wanted = [name for name in schema.names if name in ("id", "source", "target", "source_face", "target_face")]
-            if not {"source", "target"} <= set(wanted):
-                return [dict.fromkeys(schema.names)]
-            return list(pq.read_table(path, columns=wanted).to_pylist())
-        if path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                return [{str(name): cell for name, cell in row.items()} for row in csv.DictReader(file, restkey="(no header)")]
+        return _read_pairs(path, source_face, target_face)
     except (pa.ArrowException, csv.Error, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path}: the manifest cannot be read ({error})") from None
-    raise UsageError(f"{path}: a manifest is a .csv or a .parquet file")
 
 
-def _pair(number: int, row: dict[str, object], folder: Path, source_face: int, target_face: int) -> PairRow:
-    problem = ""
-    paths = {}
-    for role in ("source", "target"):
-        cell = str(row[role] or "").strip()
-        if not cell:
-            problem = f"the cell {role} is empty in row {number + 1}; fill it in"
-        paths[role] = str((folder / cell).absolute()) if cell else ""
-    faces = {}
-    for role, default in (("source", source_face), ("target", target_face)):
-        index = row.get(f"{role}_face")
-        try:
-            faces[role] = default if index in (None, "") else int(str(index))
-        except ValueError:
-            faces[role], problem = 0, f"{role}_face must be a whole number, got {index!r} in row {number + 1}"
-    name = str(row.get("id") or f"{number:06d}")
-    if not re.fullmatch(r"[\w-][\w.-]{0,99}", name) or len(name.encode()) > 200:  # it names the output file
-        raise UsageError(
-            f"row {number + 1}: id {name!r} may hold only letters, digits, '_', '-' and '.', 100 at most, not starting with '.'"
-        )
-    return PairRow(name, paths["source"], paths["target"], faces["source"], faces["target"], problem)
+def _read_pairs(path: Path, source_face: int, target_face: int) -> list[PairRow]:
+    rows = _read_table(path)
+    first = next(rows, None)
+    if first is None:
+        raise UsageError(f"{path}: the manifest has no rows")
+    missing = [name for name in ("source", "target") if name not in first]
+    if missing:
+        raise UsageError(f"{path}: the manifest has no column {' and no column '.join(missing)} (it has {', '.join(first)})")
+    read = _Cells(path.parent, source_face, target_face)
+    pairs: dict[str, PairRow] = {}
+    for number, row in enumerate(chain((first,), rows)):
+        pair = read.pair(number, row)
+        if pair.id in pairs:
+            problem = f"row {number + 1} has the id {pair.id!r} of an earlier row; ids must be unique, or leave the column out"
+            pair = replace(pair, id=f"{pair.id}#{number + 1}", problem=problem)  # no id of a manifest's own: '#' is refused there
+        pairs[pair.id] = pair
+    return list(pairs.values())
+
+
+def _read_table(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        with pq.ParquetFile(path) as file:
+            wanted = [name for name in file.schema_arrow.names if name in _COLUMNS]
+            if not {"source", "target"} <= set(wanted):
+                yield dict.fromkeys(file.schema_arrow.names)
+                return
+            for batch in file.iter_batches(10_000, columns=wanted):
+                yield from batch.to_pylist()
+    elif path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file, restkey="(no header)"):
+                yield {str(name): cell for name, cell in row.items()}
+    else:
+        raise UsageError(f"{path}: a manifest is a .csv or a .parquet file")
+
+
+class _Cells:
+    """The cells of a manifest's rows -> pairs; paths that repeat are held once."""
+
+    def __init__(self, folder: Path, source_face: int, target_face: int) -> None:
+        self._folder, self._faces = folder, {"source": source_face, "target": target_face}
+        self._paths: dict[str, str] = {"": ""}
+
+    def pair(self, number: int, row: dict[str, Any]) -> PairRow:
+        """Raises UsageError for an id that cannot name a file."""
+        problem = ""
+        paths: dict[str, str] = {}
+        faces: dict[str, int] = {}
+        for role, default in self._faces.items():
+            cell = str(row[role] or "").strip()
+            if not cell:
+                problem = f"the cell {role} is empty in row {number + 1}; fill it in"
+            paths[role] = self._path(cell)
+            index = row.get(f"{role}_face")
+            try:
+                faces[role] = default if index in (None, "") else int(str(index))
+            except ValueError:
+                faces[role] = 0
+                problem = f"{role}_face must be a whole number, got {index!r} in row {number + 1}"
+        name = str(row.get("id") or f"{number:06d}")
+        if not _ID.fullmatch(name) or len(name.encode()) > 200:  # it names the output file
+            raise UsageError(
+                f"row {number + 1}: id {name!r} may hold only letters, digits, '_', '-' and '.', 100 at most, not starting with '.'"
+            )
+        return PairRow(name, paths["source"], paths["target"], faces["source"], faces["target"], problem)
+
+    def _path(self, cell: str) -> str:
+        if cell not in self._paths:
+            self._paths[cell] = str((self._folder / cell).absolute())
+        return self._paths[cell]
 
 
 def _folder_pairs(sources: Path, targets: Path, source_face: int, target_face: int) -> list[PairRow]:

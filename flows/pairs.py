@@ -8,8 +8,9 @@ from dataclasses import asdict
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.artifacts import Shown
 from flows.engine import Progress, Summary, execute
-from flows.plan import Plan, Request, make_plan
+from flows.plan import Plan, Request, Retry, make_plan
 from flows.progress import Lines
 from tasks.frame import MAX_PIXELS
 from tasks.runner import Keep
@@ -34,6 +35,11 @@ def pairs(
     max_pixels: int = MAX_PIXELS,
     fail_fast: bool = False,
     verify: bool = False,
+    retry: Sequence[Retry] = (),
+    max_attempts: int = 3,
+    dask: str = "",
+    dask_wait: float = 60.0,
+    threads: int = 0,
 ) -> Summary:
     """Swap every pair of a manifest; what is done is not done again. Parameters as `e4s pairs --help` explains them."""
     if run in _planned:
@@ -55,10 +61,17 @@ def pairs(
             max_pixels=max_pixels,
             fail_fast=fail_fast,
             verify=verify,
+            retry=retry,
+            max_attempts=max_attempts,
+            dask=dask,
+            dask_wait=dask_wait,
+            threads=threads,
         )
         plan, progress = make_plan(request), Lines()
+    shown = Shown(progress)
     try:
-        summary = execute(plan, progress, stage_task)
+        summary = execute(plan, shown, stage_task)
+        shown.conclude(plan)
     finally:
         plan.close()
     if summary.crash:

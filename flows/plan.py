@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import platform
 import shutil
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Literal
 
+from flows.attempts import Attempts
 from flows.inputs import PairRow, read_pairs
+from flows.pictures import Pictures
 from flows.profiles import make_settings
-from storage.run import Row, RunError, RunFolder
+from storage.run import DamagedFile, Row, RunError, RunFolder, unlock
+from storage.runs import Lease
 from storage.store import Artifact, Damaged, Store, write_atomic
-from tasks.frame import MAX_PIXELS, hash_file, probe
+from tasks.frame import MAX_PIXELS, hash_file
 from tasks.graph import Graph, Image, Item, Node, Ref, UsageError
 from tasks.runner import ChunkJob, Keep, cpu_threads, failure
 from tasks.stage import ItemError
@@ -128,6 +128,8 @@ PAIR_NODES: tuple[Node, ...] = (
 
 PAIR_RESULT: Ref = ("paste", "result")
 
+Retry = Literal["failed", "quarantined"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -148,12 +150,42 @@ class Request:
     max_pixels: int = MAX_PIXELS
     fail_fast: bool = False  # stop after the first chunk with a failed item
     verify: bool = False  # check the digest of everything finished, not only of what is read
+    retry: Sequence[Retry] = ()  # try items again whose failure is remembered, or that are in quarantine
+    max_attempts: int = 3  # failed attempts after which an item is quarantined
+    dask: str = ""  # tcp://host:port of a Dask scheduler, local:N for a cluster of our own; "": this process
+    dask_wait: float = 60.0  # s to wait for the scheduler and for a worker before giving up
+    threads: int = 0  # of the computing libraries, per process: bytes are promised for one count; 0: see compute_threads
 
     def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise UsageError(f"--max-attempts must be at least 1, got {self.max_attempts}")
+        if unknown := set(self.retry) - {"failed", "quarantined"}:
+            raise UsageError(f"--retry {unknown.pop()!r}: choose failed or quarantined")
         if self.chunk < 1:
             raise UsageError(f"--chunk must be at least 1, got {self.chunk}")
         if self.workers < 0:
             raise UsageError(f"--workers must be at least 0, got {self.workers}")
+        if self.threads < 0:
+            raise UsageError(f"--threads must be at least 0, got {self.threads}")
+        if self.dask and not self.remote and self.processes < 1:
+            raise UsageError(
+                f"--dask {self.dask!r}: give tcp://HOST:PORT of a running scheduler, or local:N for N processes on this machine"
+            )
+
+    @property
+    def remote(self) -> bool:
+        """Whether a Dask scheduler that others started is used."""
+        return self.dask.startswith(("tcp://", "tls://"))
+
+    @property
+    def processes(self) -> int:
+        """Worker processes on this machine for `local:N`, else 0."""
+        kind, _, count = self.dask.partition(":")
+        return int(count) if kind == "local" and count.isdecimal() else 0
+
+    def compute_threads(self) -> int:
+        """Threads of the computing libraries per process: as asked for, else the cores divided by the processes; 1 on a cluster."""
+        return self.threads or (1 if self.remote else max(1, cpu_threads() // max(1, self.processes)))
 
 
 @dataclass
@@ -169,35 +201,54 @@ class Plan:
     known: dict[str, Artifact]
     done_before: int
     seconds: float
+    attempts: Attempts
+    previous: Mapping[str, Any] = field(default_factory=dict)  # run.json as the run before left it; empty if there is none
+    before: Mapping[str, Row] = field(default_factory=dict)  # its rows by id
+    gone: Mapping[str, str] = field(default_factory=dict)  # key -> why an artifact that was finished is there no more: damaged, pruned
     lock: IO[bytes] | None = field(default=None, repr=False)
+    lease: Lease | None = field(default=None, repr=False)  # what the run may use is not pruned meanwhile
 
-    def chunks(self) -> list[ChunkJob]:
-        """The items left, in order, each chunk with the artifacts it may use and the per-image work that later chunks share."""
+    def chunks(self) -> Iterator[ChunkJob]:
+        """The items left, in order, each chunk with the artifacts it may use and the per-image work that other chunks share.
+
+        Made one at a time, and keys are told apart by 60 bits of theirs, so that memory stays small beside the items.
+        """
         size = self.request.chunk
-        parts = [self.todo[start : start + size] for start in range(0, len(self.todo), size)]
-        keys = [{work.key for item in part for work in self.graph.works(item).values()} for part in parts]
-        uses = Counter(key for part in keys for key in part)
-        return [
-            ChunkJob(
-                number,
-                part,
-                {key: self.known[key] for key in mine if key in self.known},
-                frozenset(key for key in mine if uses[key] > 1),
-            )
-            for number, (part, mine) in enumerate(zip(parts, keys, strict=True))
-        ]
+        seen, shared = set[int](), set[int]()
+        for start in range(0, len(self.todo), size):
+            mine = {_short(key) for key in self._keys(start)}
+            shared |= mine & seen
+            seen |= mine
+        del seen
+        for number, start in enumerate(range(0, len(self.todo), size)):
+            keys = self._keys(start)
+            known = {key: self.known[key] for key in keys if key in self.known}
+            yield ChunkJob(number, self.todo[start : start + size], known, frozenset(key for key in keys if _short(key) in shared))
+
+    def _keys(self, start: int) -> set[str]:
+        return {work.key for item in self.todo[start : start + self.request.chunk] for work in self.graph.works(item).values()}
 
     def close(self) -> None:
+        if self.lease:
+            self.lease.close()
         if self.lock:
-            self.lock.close()
+            unlock(self.lock)
+            self.lock = None
 
 
-def pick_device(wanted: str) -> str:
-    """auto, cpu or cuda -> cpu or cuda. `cuda` without a GPU is a UsageError, never a silent fallback."""
+def _short(key: str) -> int:
+    return int(key[:15], 16)
+
+
+def pick_device(wanted: str, remote: bool = False) -> str:
+    """auto, cpu or cuda -> cpu or cuda. `cuda` without a GPU is a UsageError, never a silent fallback.
+
+    With `remote` workers, which are asked for their GPUs later, `auto` means cpu.
+    """
     if wanted not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {wanted!r}: choose auto, cpu or cuda")
-    if wanted == "cpu":
-        return "cpu"
+    if wanted == "cpu" or remote:
+        return "cuda" if wanted == "cuda" else "cpu"
     if wanted == "auto" and not Path("/proc/driver/nvidia/version").exists() and not shutil.which("nvidia-smi"):
         return "cpu"  # no driver: no need to load torch to find out
     import torch
@@ -209,19 +260,28 @@ def pick_device(wanted: str) -> str:
     return "cpu"
 
 
-def make_plan(request: Request) -> Plan:
-    """Read the manifest, hash the inputs, look up all keys at once. Raises UsageError or RunError."""
+def make_plan(request: Request, *, dry: bool = False) -> Plan:
+    """Read the manifest, hash the inputs, look up all keys at once. Raises UsageError or RunError.
+
+    With `dry` nothing is written, locked or cancelled: the plan says what a run would do now, beside one that is at work, too.
+    """
     began = time.perf_counter()
     pairs = read_pairs(request.manifest, source_face=request.source_face, target_face=request.target_face)
-    settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device))
+    settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device, request.remote))
     graph = Graph(PAIR_NODES, PAIR_RESULT, settings)
     folder = RunFolder(request.run)
-    folder.create()
-    lock = _lock(folder)
+    lock = None
+    if not dry:
+        folder.create()
+        lock = folder.lock()
     store = open_store(folder, request.store)
-    images = _find_images(pairs, request.max_pixels)
-    rows, items = {}, []
-    before = {row.id: row for row in folder.read_rows()}
+    previous, before = _previous(folder)
+    attempts = Attempts(folder, request.max_attempts, dry)
+    pictures = Pictures(folder.path / "inputs.parquet", request.max_pixels, trust=not request.verify)
+    images = pictures.find(path for pair in pairs if not pair.problem for path in (pair.source, pair.target))
+    if not dry:
+        pictures.remember()
+    rows, every, items, unreadable = {}, [], [], []
     for pair in pairs:
         row = rows[pair.id] = Row(
             id=pair.id, source=pair.source, target=pair.target, source_face=pair.source_face, target_face=pair.target_face
@@ -229,25 +289,41 @@ def make_plan(request: Request) -> Plan:
         found = {role: images.get(path) for role, path in (("source", pair.source), ("target", pair.target))}
         problem = pair.problem or next((f"{role}: {image}" for role, image in found.items() if isinstance(image, str)), "")
         if problem:
+            attempts.look_up(row)
             row.status, row.stage, row.reason = "failed", "input", problem
+            unreadable.append(row)
             continue
         item = _item(pair, found)
+        every.append(item)
         row.source_sha256, row.target_sha256 = item.images["source"].sha256, item.images["target"].sha256
         row.key = graph.works(item)[graph.final[0], ""].key
         earlier = before.get(pair.id)
         if earlier and earlier.status == "done" and earlier.key == row.key and _stands(folder, earlier, request.verify):
-            made = ("status", "output", "output_sha256", "output_size", "seconds")
+            made = ("status", "output", "output_sha256", "output_size", "seconds", "attempts")
             rows[pair.id] = replace(row, **{name: getattr(earlier, name) for name in made})
         else:
             items.append(item)
-    known = _look_up(store, graph, items)
+    lease = store.register(folder.path, keys_of(graph, every)) if items and not dry else None
+    looked_up = store.find(set(keys_of(graph, items)))
+    known = looked_up.artifacts
+    finds = _Finds(folder, store, dry)
     if request.verify:
-        known = _verified(store, known)
-    todo = [item for item in items if not _finished(folder, store, rows[item.id], known)]
-    todo = [item for item in todo if not _failed_before(graph, rows[item.id], item, known)]
-    _remove_stale(folder, before.values(), rows)
+        known = finds.verified(known)
+    todo = [item for item in items if not finds.finished(rows[item.id], known)]
+    todo = _to_try(request, graph, store, attempts, rows, todo, known, dry)
+    attempts.add(row for row in unreadable if not row.quarantined)  # their history ends there
+    if not dry:
+        _remove_stale(folder, before.values(), rows)
     done = sum(row.status == "done" for row in rows.values())
-    return Plan(request, graph, store, folder, rows, todo, known, done, time.perf_counter() - began, lock)
+    seconds = time.perf_counter() - began
+    gone = {key: "damaged" if kind == "void" else kind for key, kind in looked_up.cancelled.items()}
+    gone |= dict.fromkeys(finds.damaged, "damaged")
+    return Plan(request, graph, store, folder, rows, todo, known, done, seconds, attempts, previous, before, gone, lock, lease)
+
+
+def keys_of(graph: Graph, items: Iterable[Item]) -> Iterator[str]:
+    """Keys of all that these items may use."""
+    return (work.key for item in items for work in graph.works(item).values())
 
 
 def export(folder: RunFolder, store: Store, row: Row, artifact: Artifact) -> None:
@@ -273,7 +349,7 @@ def describe(plan: Plan) -> dict[str, object]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": platform.machine(),
-        "cpu_threads": cpu_threads(),
+        "cpu_threads": plan.request.compute_threads(),
         "libraries": {name: version(name) for name in libraries},
     }
 
@@ -289,34 +365,21 @@ def record(plan: Plan) -> None:
     plan.folder.write_rows(plan.rows.values())
 
 
-def _lock(folder: RunFolder) -> IO[bytes]:
-    """Only one process works on a run folder; the lock of a dead one is released by the system."""
-    lock = (folder.path / ".lock").open("ab")
+def _previous(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Row]]:
+    """Settings and rows that the run before left. Damaged files cost nothing that is finished: they are made again from the store."""
+    settings: dict[str, Any] = {}
+    rows: list[Row] = []
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise RunError(f"{folder.path}: another process is working on this run; wait for it or choose another --run") from None
-    return lock
-
-
-def _find_images(pairs: Sequence[PairRow], max_pixels: int) -> dict[str, Image | str]:
-    """Path -> its identity, or the sentence that says what is wrong with it."""
-
-    def find(path: str) -> Image | str:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            return f"{path.encode(errors='replace').decode()}: the file's name is not valid UTF-8; rename it"
-        try:
-            height, width = probe(path, max_pixels)
-            return Image(path, hash_file(path), pixels=height * width)
-        except ItemError as error:
-            return str(error)
-
-    paths = sorted({path for pair in pairs if not pair.problem for path in (pair.source, pair.target)})
-    with ThreadPoolExecutor(cpu_threads()) as threads:
-        return dict(zip(paths, threads.map(find, paths), strict=True))
+        settings = folder.read_settings()
+    except DamagedFile:
+        print(f"e4s: {folder.settings}: damaged; written again", file=sys.stderr)
+    except RunError:
+        pass  # a new run
+    try:
+        rows = folder.read_rows()
+    except DamagedFile:
+        print(f"e4s: {folder.manifest}: damaged; made again from the inputs and the store", file=sys.stderr)
+    return settings, {row.id: row for row in rows}
 
 
 def _item(pair: PairRow, found: dict[str, Image | str | None]) -> Item:
@@ -328,33 +391,89 @@ def _item(pair: PairRow, found: dict[str, Image | str | None]) -> Item:
     return Item(pair.id, images)
 
 
-def _look_up(store: Store, graph: Graph, items: Sequence[Item]) -> dict[str, Artifact]:
-    keys = {work.key for item in items for work in graph.works(item).values()}
-    return store.lookup(keys) if keys else {}
+class _Finds:
+    """What planning finds of finished artifacts; damaged ones are cancelled, loudly, unless `dry`."""
+
+    def __init__(self, folder: RunFolder, store: Store, dry: bool) -> None:
+        self.folder, self.store, self.dry = folder, store, dry
+        self.damaged: set[str] = set()
+
+    def finished(self, row: Row, known: dict[str, Artifact]) -> bool:
+        """Whether an earlier or another run computed the row's result; its picture, missing here, is copied from the store."""
+        artifact = known.get(row.key)
+        if artifact is None or artifact.failed:
+            return False
+        try:
+            if self.dry:
+                self.store.read_bytes(artifact, PAIR_RESULT[1])
+                row.status = "done"
+            else:
+                export(self.folder, self.store, row, artifact)
+        except Damaged as damaged:
+            self._cancel(artifact, damaged)
+            del known[row.key]
+            return False
+        return True
+
+    def verified(self, known: dict[str, Artifact]) -> dict[str, Artifact]:
+        """The artifacts whose payloads all match their digests."""
+        whole = {}
+        for key, artifact in known.items():
+            try:
+                for output in artifact.payloads:
+                    self.store.read(artifact, output)
+                whole[key] = artifact
+            except Damaged as damaged:
+                self._cancel(artifact, damaged)
+        return whole
+
+    def _cancel(self, artifact: Artifact, damaged: Damaged) -> None:
+        self.damaged.add(artifact.key)
+        if not self.dry:
+            print(f"e4s: {damaged}; computing it again", file=sys.stderr)
+            self.store.void(artifact)
 
 
-def _finished(folder: RunFolder, store: Store, row: Row, known: dict[str, Artifact]) -> bool:
-    artifact = known.get(row.key)
-    if artifact is None or artifact.failed:
-        return False
-    try:
-        export(folder, store, row, artifact)  # computed by an earlier or another run: only its picture is missing here
-    except Damaged as damaged:
-        print(f"e4s: {damaged}; computing it again", file=sys.stderr)
-        store.void(artifact)
-        del known[row.key]
-        return False
-    return True
+def _to_try(
+    request: Request,
+    graph: Graph,
+    store: Store,
+    attempts: Attempts,
+    rows: Mapping[str, Row],
+    items: Sequence[Item],
+    known: dict[str, Artifact],
+    dry: bool,
+) -> list[Item]:
+    """The items that are tried: neither in quarantine nor known to fail on this very input, unless the request says so.
 
-
-def _failed_before(graph: Graph, row: Row, item: Item, known: dict[str, Artifact]) -> bool:
-    """Whether a stage is known to fail on this very input: the same reason is given again, nothing is computed."""
-    works = graph.works(item)
-    artifacts = [known[work.key] for work in works.values() if work.key in known]
-    row.stage, row.reason = failure(item, works, {found.key: (found.stage, found.reason) for found in artifacts if found.failed})
-    if row.stage:
-        row.status = "failed"
-    return bool(row.stage)
+    The failure of an item that is tried all the same is cancelled, in `known` and in the store. The rows of the others say why not.
+    """
+    for item in items:
+        attempts.look_up(rows[item.id])
+    released = [rows[item.id] for item in items if rows[item.id].quarantined] if "quarantined" in request.retry else []
+    attempts.release(released)
+    again = {row.id for row in released}
+    if "failed" in request.retry:
+        again |= {item.id for item in items if not rows[item.id].quarantined}
+    todo: list[Item] = []
+    cancelled: dict[str, Artifact] = {}
+    for item in items:
+        row = rows[item.id]
+        if row.quarantined:
+            continue
+        works = graph.works(item)
+        failed = {work.key: known[work.key] for work in works.values() if work.key in known and known[work.key].failed}
+        if failed and item.id not in again:
+            row.stage, row.reason = failure(item, works, {key: (found.stage, found.reason) for key, found in failed.items()})
+            row.status = "failed"
+        else:
+            todo.append(item)
+            cancelled |= failed
+    for key in cancelled:
+        del known[key]
+    if not dry:
+        store.void(*cancelled.values())
+    return todo
 
 
 def _remove_stale(folder: RunFolder, before: Iterable[Row], rows: Mapping[str, Row]) -> None:
@@ -375,17 +494,3 @@ def _stands(folder: RunFolder, row: Row, verify: bool) -> bool:
         return path.stat().st_size == row.output_size and (not verify or hash_file(str(path)) == row.output_sha256)
     except (OSError, ItemError):
         return False
-
-
-def _verified(store: Store, known: dict[str, Artifact]) -> dict[str, Artifact]:
-    """The artifacts whose payloads all match their digests; the others are cancelled, loudly."""
-    whole = {}
-    for key, artifact in known.items():
-        try:
-            for output in artifact.payloads:
-                store.read(artifact, output)
-            whole[key] = artifact
-        except Damaged as damaged:
-            print(f"e4s: {damaged}; computing it again", file=sys.stderr)
-            store.void(artifact)
-    return whole

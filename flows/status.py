@@ -1,78 +1,193 @@
-"""`e4s status` and `e4s cache`: how a run or a store stands."""
+"""`e4s status`: how a run stands."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from flows.plan import open_store
+from flows.attempts import history
+from flows.plan import PAIR_NODES, open_store
 from flows.progress import duration, plural
-from storage.run import RunFolder
-from storage.store import Damaged, Store
-from tasks.graph import UsageError
+from storage.run import Row, RunFolder, read_lines
+
+FOLLOW_EVERY = 1.0  # s between looks at a run
+
+
+@dataclass
+class StageState:
+    """One node in one run; items of per-image stages are pictures."""
+
+    done: int = 0  # computed, by all commands on this run folder together
+    seconds: float = 0.0  # compute of these
+    failed: int = 0  # items that failed in it since the last command began
+    left: int = 0  # of what the last command had to do
+    running: int = 0  # items of the chunks that are in it
+
+
+@dataclass
+class RunState:
+    """How a run stands, from the events of log.jsonl; feed it with more as they come."""
+
+    items: int = 0
+    done: int = 0
+    failed: int = 0
+    began: float = 0.0  # s since the epoch, the last command
+    last: float = 0.0  # the last event
+    finished: int = 0  # items that went through since then
+    ended: bool = False
+    stages: dict[str, StageState] = field(default_factory=dict)
+    chunk: int = 0  # items in one
+    _where: dict[int, str] = field(default_factory=dict)  # chunk -> the stage it is in
+
+    @property
+    def left(self) -> int:
+        return self.items - self.done - self.failed
+
+    def feed(self, events: Iterable[Mapping[str, Any]]) -> None:
+        for event in events:
+            self.last = event["time"]
+            if take := getattr(self, f"_{event['event']}", None):
+                take(event)
+        for state in self.stages.values():
+            state.running = 0
+        for stage in self._where.values():
+            self._stage_of(stage).running += self.chunk
+
+    def seconds_left(self, now: float) -> float | None:
+        """Until all is done, at the rate since the last command began; None if nothing tells."""
+        return (now - self.began) / self.finished * self.left if self.finished and not self.ended else None
+
+    def _stage_of(self, name: str) -> StageState:
+        return self.stages.setdefault(name, StageState())
+
+    def _begin(self, event: Mapping[str, Any]) -> None:
+        self.items, self.done, self.failed = event["items"], event.get("done", 0), event.get("failed", 0)
+        self.began, self.finished, self.ended, self.chunk = event["time"], 0, False, min(event.get("chunk", 0), event["todo"])
+        self._where.clear()
+        for state in self.stages.values():
+            state.failed = state.left = 0
+        for name, works in event.get("stages", {}).items():
+            self._stage_of(name).left = works
+
+    def _start(self, event: Mapping[str, Any]) -> None:
+        self._where[event["chunk"]] = event["stage"]
+
+    def _stage(self, event: Mapping[str, Any]) -> None:
+        state = self._stage_of(event["stage"])
+        state.done += event["items"]
+        state.seconds += event["seconds"]
+        state.left = max(0, state.left - event["items"])
+
+    def _failed(self, event: Mapping[str, Any]) -> None:
+        self._stage_of(event["stage"]).failed += 1
+
+    def _chunk(self, event: Mapping[str, Any]) -> None:
+        self._where.pop(event["chunk"], None)
+        self.done += event["done"]
+        self.failed += event["failed"]
+        self.finished += event["done"] + event["failed"]
+
+    def _end(self, event: Mapping[str, Any]) -> None:
+        self._where.clear()
+        self.done, self.failed, self.ended = event["done"], event["failed"], True
 
 
 def print_status(run: str) -> int:
-    """Counts, seconds per stage, rate and failures by reason; 2 if items failed or are left."""
+    """Counts, stages, rate and failures by reason; 2 if items failed or are left."""
     folder = RunFolder(run)
     settings = folder.read_settings()
     rows = folder.read_rows()
     counts = Counter(row.status for row in rows)
+    state = RunState()
+    state.feed(folder.read_log())
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{folder.path}: {plural(len(rows), 'pair')}: {counts['done']} done, {counts['failed']} failed, {counts['left']} left")
+    holder = folder.holder()
+    if holder and not state.ended and state.items:  # the manifest lags behind
+        counts = Counter(done=state.done, failed=state.failed, left=state.left)
+    quarantined = sum(row.quarantined and bool(row.key) for row in rows)
+    console.print(
+        f"{folder.path}: {plural(len(rows), 'pair')}: {counts['done']} done, {counts['failed']} failed, {counts['left']} left"
+        + (f"; {quarantined} of the failed are quarantined" if quarantined else "")
+    )
     console.print(
         f"profile {settings['request']['profile']}, device {settings['device']}, store {open_store(folder, settings['store']).url}"
     )
-    seconds: dict[str, float] = defaultdict(float)
-    items: Counter[str] = Counter()
-    for event in folder.read_log():
-        if event["event"] == "stage":
-            seconds[event["stage"]] += event["seconds"]
-            items[event["stage"]] += event["items"]
-    if seconds:
-        table = Table("stage", "items computed", "seconds", "seconds per item")
-        for stage in seconds:
-            table.add_row(stage, str(items[stage]), f"{seconds[stage]:.1f}", f"{seconds[stage] / max(items[stage], 1):.3f}")
-        console.print(table)
-    done_seconds = [row.seconds for row in rows if row.status == "done" and row.seconds]
-    if counts["left"] and done_seconds:
-        left = sum(done_seconds) / len(done_seconds) * counts["left"]
-        console.print(f"about {duration(left)} of computing left; the same command continues")
+    if state.stages:
+        console.print(_table(state))
+    if counts["left"]:
+        console.print(_outlook(state, holder, time.time()))
     for (stage, reason), count in Counter((row.stage, row.reason) for row in rows if row.status == "failed").most_common():
         console.print(f"{count} failed in {stage}: {reason}", markup=False)
     return 2 if counts["failed"] or counts["left"] else 0
 
 
-def print_store(place: str, *, verify: bool) -> int:
-    """Count and size of a store's artifacts by stage, or check every digest; 2 if something is damaged."""
-    store = _open(place)
-    artifacts = store.all()
-    if verify:
-        damaged = 0
-        for artifact in artifacts:
-            for output in artifact.payloads:
-                try:
-                    store.read(artifact, output)
-                except Damaged as error:
-                    print(f"e4s: {error}; it will be computed again when needed")
-                    store.void(artifact)
-                    damaged += 1
-                    break
-        print(f"{len(artifacts)} artifacts checked, {damaged} damaged")
-        return 2 if damaged else 0
-    table = Table("stage", "artifacts", "failed", "MB")
-    for stage in sorted({artifact.stage for artifact in artifacts}):
-        mine = [artifact for artifact in artifacts if artifact.stage == stage]
-        files = {payload.file: payload.size for artifact in mine for payload in artifact.payloads.values()}
-        table.add_row(stage, str(len(mine)), str(sum(artifact.failed for artifact in mine)), f"{sum(files.values()) / 1e6:.1f}")
-    Console().print(table)
-    return 0
+def print_failed(run: str) -> int:
+    """Every failed pair with the history of its attempts; 2 if there is one."""
+    folder = RunFolder(run)
+    folder.read_settings()
+    failed = [row for row in folder.read_rows() if row.status == "failed"]
+    past = history(folder)
+    for row in failed:
+        print(f"{row.id}: {row.stage}: {row.reason}{tries(row)}")
+        for line in past.get(row.id, ()):
+            print(f"    {line}")
+    print(f"{plural(len(failed), 'failed pair')}" + ("; --retry failed tries them again" if failed else ""))
+    return 2 if failed else 0
 
 
-def _open(place: str) -> Store:
-    store = open_store(folder, folder.read_settings()["store"]) if (folder := RunFolder(place)).settings.exists() else Store(place)
-    if not store.exists():
-        raise UsageError(f"{place}: neither a run folder nor a store (no index in it)")
-    return store
+def tries(row: Row) -> str:
+    """What a failed row's attempts mean, to be put behind its reason."""
+    if row.quarantined and row.key:
+        return f" (quarantined after {plural(row.attempts, 'attempt')}; --retry quarantined tries it again)"
+    return f" ({row.attempts} attempts)" if row.attempts > 1 else ""
+
+
+def follow(run: str) -> int:
+    """Show a run as it goes on, until its process ends; exit code as `print_status`. Reads only, so it may stop at any time."""
+    folder = RunFolder(run)
+    folder.read_settings()
+    state, at = RunState(), 0
+    console = Console(highlight=False)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            holder = folder.holder()
+            events, at = read_lines(folder.log, at)
+            state.feed(events)
+            counts = f"{folder.path}: {plural(state.items, 'pair')}: {state.done} done, {state.failed} failed, {state.left} left"
+            live.update(Group(Text(counts), _table(state), Text(_outlook(state, holder, time.time()))), refresh=True)
+            if not holder or state.ended:
+                break
+            time.sleep(FOLLOW_EVERY)
+    if not console.is_terminal:
+        print()  # what is not redrawn has no last line end
+    return 2 if state.failed or state.left else 0
+
+
+def _table(state: RunState) -> Table:
+    table = Table("stage", "done", "running", "failed", "left", "seconds", "per item")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in dict.fromkeys((*(node.name for node in PAIR_NODES), *state.stages)):
+        if stage := state.stages.get(name):
+            each = f"{stage.seconds / stage.done:.3f}" if stage.done else ""
+            table.add_row(name, *map(str, (stage.done, stage.running, stage.failed, stage.left)), f"{stage.seconds:.1f}", each)
+    return table
+
+
+def _outlook(state: RunState, holder: str, now: float) -> str:
+    if state.ended:
+        return "ended" if not state.left else "ended before all was done; the same command continues"
+    if not holder:
+        return "no process is working on it; the same command continues"
+    rate = f"{state.finished / max(now - state.began, 1e-3) * 60:.1f} pairs/min, " if state.finished else ""
+    left = state.seconds_left(now)
+    eta = f"about {duration(left)} left" if left is not None else "time left not known yet"
+    return f"{holder}: {rate}{eta}; last event {duration(max(0.0, now - state.last))} ago"

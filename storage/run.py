@@ -1,14 +1,23 @@
-"""The run folder: what ran with which settings (`run.json`), a row per item (`manifest.parquet`), a line per event (`log.jsonl`)."""
+"""The run folder: what ran with which settings (`run.json`), a row per item (`manifest.parquet`), a line per event (`log.jsonl`).
+
+`attempts.jsonl` holds a line per failed attempt. Nothing here is needed to find what is finished: that is in the store, so a file that a
+power loss emptied costs only what it alone says (the settings of the last run, seconds, history).
+"""
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+import re
+import socket
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +41,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("output_size", pa.int64()),
         ("key", pa.string()),  # of the final artifact
         ("seconds", pa.float64()),  # compute spent on this item, shared per-image work counted where it was done
+        ("attempts", pa.int32()),  # failed attempts at this key; the history is in attempts.jsonl
+        ("quarantined", pa.bool_()),  # failed so often that it is not tried again until released
     ]
 )
 
@@ -40,7 +51,11 @@ class RunError(Exception):
     """The run folder cannot be used: the sentence says why and what to do."""
 
 
-@dataclass(kw_only=True)
+class DamagedFile(RunError):
+    """A file of the run folder cannot be read; repeating the run's command writes it again."""
+
+
+@dataclass(kw_only=True, slots=True)
 class Row:
     """One item of a run."""
 
@@ -59,6 +74,8 @@ class Row:
     output_size: int = 0
     key: str = ""
     seconds: float = 0.0
+    attempts: int = 0
+    quarantined: bool = False
 
 
 class RunFolder:
@@ -70,6 +87,7 @@ class RunFolder:
         self.manifest = self.path / "manifest.parquet"
         self.settings = self.path / "run.json"
         self.log = self.path / "log.jsonl"
+        self.attempts = self.path / "attempts.jsonl"
 
     def create(self) -> None:
         """Make the folder and prove that it can be written. Raises RunError."""
@@ -85,48 +103,140 @@ class RunFolder:
                 f"{self.path}: the run folder cannot be written ({error.strerror}); choose another --run or change its rights"
             ) from None
 
+    def lock(self) -> IO[bytes]:
+        """Take the folder for this process; the system releases the lock of a process that died. Raises RunError if another works here.
+
+        The lock is advisory (flock). On NFS it holds between machines from version 4 on, or with its lock daemon; where the file system
+        has no locks, a line on stderr says so and the run goes on.
+        """
+        file = (self.path / ".lock").open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace") or "another process"
+            file.close()
+            raise RunError(f"{self.path}: another process is working on this run ({holder}); wait for it or choose another --run") from None
+        except OSError as error:
+            print(
+                f"e4s: {self.path}: this file system has no locks ({error.strerror}); see to it that only one process works on this run",
+                file=sys.stderr,
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+        return file
+
+    def holder(self) -> str:
+        """The process that works on this run (`process 12 on HOST`), or "" if none does; for another machine, what the lock file says."""
+        try:
+            holder = (self.path / ".lock").read_text(errors="replace")
+        except OSError:
+            return ""
+        match = re.fullmatch(r"process (\d+) on (.+)", holder)
+        if match and match[2] == socket.gethostname() and not _alive(int(match[1])):
+            return ""
+        return holder
+
     def read_rows(self) -> list[Row]:
-        """Rows of the manifest as last written; none if there is no manifest. Raises RunError if it is damaged."""
+        """Rows of the manifest as last written; none if there is no manifest. Raises DamagedFile."""
         if not self.manifest.exists():
             return []
         try:
             table = pq.read_table(io.BytesIO(self.manifest.read_bytes()), schema=MANIFEST_SCHEMA)
         except (pa.ArrowException, OSError) as error:
-            raise RunError(
-                f"{self.manifest}: the manifest cannot be read ({error}); delete it and repeat the command: it is rebuilt"
-            ) from None
-        return [Row(**row) for row in table.to_pylist()]
+            raise DamagedFile(f"{self.manifest}: the manifest cannot be read ({error}); repeat the run's command: it is rebuilt") from None
+        return [_row(columns) for batch in table.to_batches(10_000) for columns in batch.to_pylist()]
 
     def write_rows(self, rows: Iterable[Row]) -> None:
+        """Replace the manifest, in pieces that keep memory small beside the rows themselves."""
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], MANIFEST_SCHEMA), buffer, compression="zstd")
-        write_atomic(self.manifest, buffer.getvalue())
+        with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd") as writer:
+            for batch in _batched(rows, 50_000):
+                writer.write_table(pa.Table.from_pylist([asdict(row) for row in batch], MANIFEST_SCHEMA))
+        write_atomic(self.manifest, buffer.getvalue(), durable=True)
 
     def read_settings(self) -> dict[str, Any]:
-        """Contents of run.json. Raises RunError if this is no run folder."""
+        """Contents of run.json. Raises RunError if this is no run folder, DamagedFile if it cannot be read."""
         try:
             return dict(json.loads(self.settings.read_bytes()))
         except FileNotFoundError:
             raise RunError(f"{self.path}: not a run folder (no run.json); give the folder that was named by --run") from None
-        except ValueError:
-            raise RunError(f"{self.settings}: cannot be read as JSON; repeat the run's command to write it again") from None
+        except (ValueError, TypeError):
+            raise DamagedFile(f"{self.settings}: cannot be read as JSON; repeat the run's command to write it again") from None
 
     def write_settings(self, settings: dict[str, Any]) -> None:
-        write_atomic(self.settings, json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
+        write_atomic(self.settings, json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n", durable=True)
 
     def append_log(self, event: str, **fields: Any) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}, ensure_ascii=False)
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        """Add one event to log.jsonl, with time, run and this process."""
+        append_lines(self.log, [{"time": round(time.time(), 3), "run": self.path.name, "event": event, **fields}])
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Events in order; a last line cut by a crash is left out."""
-        if not self.log.exists():
-            return []
-        events = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
+        """Events in order; what a crash cut or damaged is left out."""
+        return read_lines(self.log)[0]
+
+
+def unlock(lock: IO[bytes]) -> None:
+    """Give a run folder back."""
+    lock.truncate(0)
+    lock.close()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
+def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Add JSON lines to a file in one write; a last line that a crash cut is closed first, so that it costs only itself."""
+    data = b"".join(json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n" for line in lines)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                data = b"\n" + data
+        file.write(data)
+
+
+def read_lines(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a file of lines from byte `start` on, in order, and where the next reading begins.
+
+    Lines that a crash damaged are left out, as is a last one that is not whole yet.
+    """
+    found: list[dict[str, Any]] = []
+    if not path.exists():
+        return found, 0
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            start += len(line)
             try:
-                events.append(json.loads(line))
-            except ValueError:
+                value = json.loads(line)
+            except ValueError:  # a cut line, or the zeros that a power loss leaves
                 continue
-        return events
+            if isinstance(value, dict):
+                found.append(value)
+    return found, start
+
+
+def _row(columns: dict[str, Any]) -> Row:
+    """A manifest row; columns that an older manifest lacks have their defaults."""
+    return Row(**{name: value for name, value in columns.items() if value is not None})
+
+
+def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    yield batch

@@ -2,55 +2,40 @@
 
     payload/ab/ab12...png       one image or label map, named by the sha256 of its bytes
     payload/cd/cd34...parquet   the arrays of one publication (a row each), named likewise
-    index/<time>-<sha256>-<random>.parquet   what one publication finished: a row per output of each artifact
+    index/                      what is finished, see storage/index.py: a row per output of each artifact
+    runs/                       which runs use the store and which artifacts each uses, see storage/runs.py
 
-Everything is written under a temporary name and then published, the index part last. Of two entries for one key the first wins.
-An artifact found damaged is cancelled by a further index part, so that it is computed again.
+Payloads are written under a temporary name, published and forced to the disk before the index part that lists them. Of two entries for
+one key the first wins. An artifact found damaged is cancelled by a further index part, so that it is computed again; so is one that was
+pruned to free room (storage/prune.py).
 """
 
 from __future__ import annotations
 
 import io
-import os
-import time
-import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from storage.codec import Array, CodecError, Kind, array_bytes, decode_png, encode_png
 from storage.faults import fault_point
+from storage.files import Files, StoreError, write_atomic
+from storage.index import Index
 from storage.keys import digest_bytes
+from storage.runs import Lease, Runs
 
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("stage", pa.string()),
-        ("output", pa.string()),  # "" on rows without a payload (failed, void)
-        ("kind", pa.string()),  # image, labels, array, failed; void cancels what the part named in `file` says of this key
-        ("file", pa.string()),  # payload path relative to the store
-        ("row", pa.int32()),  # row in a Parquet payload
-        ("sha256", pa.string()),  # of the file's bytes (image, labels), of the value's bytes (array)
-        ("size", pa.int64()),  # bytes of the payload file
-        ("reason", pa.string()),  # why the item failed
-    ]
-)
+__all__ = ["Artifact", "Damaged", "Finished", "Found", "Payload", "Store", "StoreError", "write_atomic"]
+
 ARRAY_SCHEMA = pa.schema(
     [("key", pa.string()), ("output", pa.string()), ("dtype", pa.string()), ("shape", pa.list_(pa.int32())), ("data", pa.binary())]
 )
-
-
-class StoreError(Exception):
-    """The store cannot be used: the sentence says why and what to do."""
 
 
 class Damaged(Exception):
@@ -80,7 +65,7 @@ class Artifact:
     stage: str
     payloads: Mapping[str, Payload] = field(default_factory=dict)
     reason: str = ""
-    part: str = ""  # the index part that lists it
+    part: str = ""  # the publication that lists it
 
     @property
     def failed(self) -> bool:
@@ -97,72 +82,49 @@ class Finished:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the index says of some keys."""
+
+    artifacts: dict[str, Artifact]  # finished or failed
+    cancelled: dict[str, Literal["void", "pruned"]]  # keys that were finished once: found damaged, or removed by `e4s cache prune`
+
+
 class Store:
     """Artifacts by key under a URL that fsspec knows (a plain path, file://, memory://, s3://)."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"store {url}: {error}; give a folder, or a URL whose fsspec package is installed") from None
-        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.files = Files(url)
+        self.index = Index(self.files)
+        self.runs = Runs(self.files)
         self._shards: dict[str, pa.Table] = {}
 
     # -- finding ---------------------------------------------------------------------------------------------------------------------
 
     def lookup(self, keys: Collection[str]) -> dict[str, Artifact]:
-        """Artifacts among `keys` that are finished or failed, from one listing of the index."""
-        return self._scan(pa.array(sorted(keys), pa.string()))
+        """Artifacts among `keys` that are finished or failed."""
+        return self.find(keys).artifacts
+
+    def find(self, keys: Collection[str]) -> Found:
+        """Artifacts among `keys`, and which of the others were cancelled; memory grows with `keys`, not with the store."""
+        rows = self.index.scan(pa.array(sorted(keys), pa.string()))
+        artifacts = {artifact.key: artifact for artifact in _artifacts(rows.winners)}
+        kinds = zip(rows.cancels["key"].to_pylist(), rows.cancels["kind"].to_pylist(), strict=True)  # in order: the last one counts
+        return Found(artifacts, {key: kind for key, kind in kinds if key not in artifacts})
 
     def exists(self) -> bool:
         """Whether anything was ever published here."""
-        return bool(self.fs.exists(f"{self.root}/index"))
+        return self.files.exists("index")
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every finished or failed artifact, by key, few at a time."""
+        for rows in self.index.all():
+            yield from _artifacts(rows.winners)
 
     def all(self) -> list[Artifact]:
-        """Every finished or failed artifact."""
-        return list(self._scan(None).values())
-
-    def _scan(self, wanted: pa.Array | None) -> dict[str, Artifact]:
-        parts = self._index_parts()
-        tables = [self._read_part(part) for part in parts]
-        counts = [len(table) for table in tables]
-        table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables])
-        names = pa.DictionaryArray.from_arrays(
-            np.repeat(np.arange(len(parts), dtype=np.int32), counts), pa.array(map(_name, parts), pa.string())
-        )
-        table = table.append_column("part", names)
-        if wanted is not None:
-            table = table.filter(pa.compute.is_in(table["key"], value_set=wanted))
-        rows = table.to_pylist()
-        void = {(row["key"], row["file"]) for row in rows if row["kind"] == "void"}
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            key, part = row["key"], row["part"]
-            if row["kind"] != "void" and (key, part) not in void:
-                entry = found.setdefault(key, [])
-                if not entry or entry[0]["part"] == part:  # the first entry wins
-                    entry.append(row)
-        return {key: _artifact(entry) for key, entry in found.items()}
-
-    def _index_parts(self) -> list[str]:
-        try:
-            return sorted(p for p in self.fs.ls(f"{self.root}/index", detail=False) if p.endswith(".parquet"))
-        except FileNotFoundError:
-            return []
-
-    def _read_part(self, part: str) -> pa.Table:
-        data = self.fs.cat_file(part)
-        if digest_bytes(data)[:16] != Path(part).stem.split("-")[1]:
-            # A damaged part (power loss, a flipped byte) finishes nothing: what it listed is computed again.
-            return INDEX_SCHEMA.empty_table()
-        return pq.read_table(io.BytesIO(data), schema=INDEX_SCHEMA)
-
-    def _size(self, file: str) -> int:
-        try:
-            return int(self.fs.size(f"{self.root}/{file}"))
-        except FileNotFoundError:
-            return -1
+        """Every finished or failed artifact, at once."""
+        return list(self.artifacts())
 
     # -- reading ---------------------------------------------------------------------------------------------------------------------
 
@@ -184,21 +146,30 @@ class Store:
             raise Damaged(artifact, f"{artifact.stage}: {payload.file} does not match its digest")
         return data
 
+    def check(self, artifact: Artifact) -> None:
+        """Check the digests of all outputs, decoding no picture. Raises Damaged."""
+        for output, payload in artifact.payloads.items():
+            if payload.kind == "array":
+                self.read(artifact, output)
+            else:
+                self.read_bytes(artifact, output)
+
     def _bytes(self, artifact: Artifact, payload: Payload) -> bytes:
         try:
-            return bytes(self.fs.cat_file(f"{self.root}/{payload.file}"))
+            return self.files.read(payload.file)
         except FileNotFoundError:
             raise Damaged(artifact, f"{artifact.stage}: {payload.file} is missing") from None
 
     def _read_array(self, artifact: Artifact, output: str, payload: Payload) -> Array:
-        if payload.file not in self._shards:
+        shard = self._shards.get(payload.file)
+        if shard is None:
             if len(self._shards) >= 64:  # a shard holds a chunk's arrays: a few chunks back is enough
                 self._shards.clear()
             data = self._bytes(artifact, payload)
             if digest_bytes(data) != Path(payload.file).stem:
                 raise CodecError("its bytes do not match its name")
-            self._shards[payload.file] = pq.read_table(io.BytesIO(data), schema=ARRAY_SCHEMA)
-        row: dict[str, Any] = self._shards[payload.file].slice(payload.row, 1).to_pylist()[0]
+            shard = self._shards[payload.file] = pq.read_table(io.BytesIO(data), schema=ARRAY_SCHEMA)
+        row: dict[str, Any] = shard.slice(payload.row, 1).to_pylist()[0]
         if (
             row["key"] != artifact.key
             or row["output"] != output
@@ -210,10 +181,43 @@ class Store:
     # -- writing ---------------------------------------------------------------------------------------------------------------------
 
     def publish(self, finished: Iterable[Finished], threads: ThreadPoolExecutor | None = None) -> list[Artifact]:
-        """Write payloads, then one index part that lists them all: from then on they are finished."""
+        """Write payloads, then one index part that lists them all: from then on they are finished, whatever happens to the machine."""
         finished = list(finished)
         if not finished:
             return []
+        try:
+            index = self._write_payloads(finished, threads)
+        except FileNotFoundError:  # removed by a prune in the moment before it was used again
+            index = self._write_payloads(finished, threads)
+        fault_point("before-index")
+        part = self.index.append(index)
+        self.index.published()
+        entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in index:
+            entries[str(row["key"])].append({**row, "part": part})
+        return [_artifact(entry) for entry in entries.values()]
+
+    def void(self, *artifacts: Artifact) -> None:
+        """Cancel the index entries of damaged artifacts, or of failures to be tried again, so that they are computed and published anew."""
+        for payload in (payload for artifact in artifacts for payload in artifact.payloads.values()):
+            self._shards.pop(payload.file, None)
+        rows = [{"key": artifact.key, "stage": artifact.stage, "part": artifact.part} for artifact in artifacts]
+        if rows:
+            self.index.cancel(pa.Table.from_pylist(rows), "void")
+
+    def register(self, run: str | Path, keys: Iterable[str]) -> Lease:
+        """Say that a run is at work here and may use these keys: nothing of them is pruned until the lease is closed.
+
+        To be called before the keys are looked up; waits while somebody prunes. See storage/runs.py.
+        """
+        return self.runs.register(Path(run), keys)
+
+    def compact(self) -> None:
+        """Merge the index into as few parts as there need be."""
+        self.index.compact()
+
+    def _write_payloads(self, finished: Sequence[Finished], threads: ThreadPoolExecutor | None) -> list[dict[str, Any]]:
+        """Write what is not there yet and force it to the disk; returns the index rows."""
         index: list[dict[str, Any]] = []
         arrays: list[dict[str, Any]] = []
         pictures: list[tuple[dict[str, Any], Array]] = []
@@ -233,24 +237,15 @@ class Store:
         mapper = threads.map if threads else map
         list(mapper(lambda work: self._write_picture(*work), pictures))
         if arrays:
-            data = _parquet(pa.Table.from_pylist(arrays, ARRAY_SCHEMA))
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(arrays, ARRAY_SCHEMA), buffer, compression="zstd")
+            data = buffer.getvalue()
             file = self._write_payload(data, digest_bytes(data), "parquet")
             for row in index:
                 if row["kind"] == "array":
                     row |= {"file": file, "size": len(data)}
-        fault_point("before-index")
-        part = _name(self._write_index(index))
-        entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in index:
-            entries[str(row["key"])].append({**row, "part": part})
-        return [_artifact(entry) for entry in entries.values()]
-
-    def void(self, artifact: Artifact) -> None:
-        """Cancel a damaged artifact's index entry, so that it is computed and published again."""
-        for payload in artifact.payloads.values():
-            self._shards.pop(payload.file, None)
-        row = {"key": artifact.key, "stage": artifact.stage, "output": "", "kind": "void", "row": -1, "sha256": "", "size": 0, "reason": ""}
-        self._write_index([{**row, "file": artifact.part}])
+        self.files.sync({row["file"] for row in index if row["file"]})
+        return index
 
     def _write_picture(self, row: dict[str, Any], value: Array) -> None:
         data = encode_png(value)
@@ -259,37 +254,29 @@ class Store:
 
     def _write_payload(self, data: bytes, sha256: str, suffix: str) -> str:
         file = f"payload/{sha256[:2]}/{sha256}.{suffix}"
-        # A file of that name and size is normally these bytes already; damaged ones are replaced.
-        if self._size(file) != len(data) or digest_bytes(self.fs.cat_file(f"{self.root}/{file}")) != sha256:
-            self._write(file, data)
+        # A file of that name and size is normally these bytes already; damaged ones are replaced. It is made young again, so that nobody
+        # who removes what nothing refers to takes it before the index part says that something does. Object stores: just written again.
+        if (
+            not self.files.local
+            or not self.files.touch(file)
+            or self.files.size(file) != len(data)
+            or digest_bytes(self.files.read(file)) != sha256
+        ):
+            self.files.write(file, data)
         return file
 
-    def _write_index(self, rows: list[dict[str, Any]]) -> str:
-        data = _parquet(pa.Table.from_pylist(rows, INDEX_SCHEMA))
-        part = f"index/{time.time_ns():020d}-{digest_bytes(data)[:16]}-{uuid.uuid4().hex[:8]}.parquet"
-        self._write(part, data)
-        return part
 
-    def _write(self, file: str, data: bytes) -> None:
-        path = f"{self.root}/{file}"
-        if self.local:
-            write_atomic(Path(path), data)
-        else:
-            self.fs.pipe_file(path, data)  # object stores publish whole objects
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data[: len(data) // 2])
-            fault_point("mid-write")
-            file.write(data[len(data) // 2 :])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _artifacts(rows: pa.Table) -> Iterator[Artifact]:
+    """Index rows, sorted by key -> artifacts."""
+    entry: list[dict[str, Any]] = []
+    for batch in rows.to_batches(10_000):
+        for row in batch.to_pylist():
+            if entry and entry[0]["key"] != row["key"]:
+                yield _artifact(entry)
+                entry = []
+            entry.append(row)
+    if entry:
+        yield _artifact(entry)
 
 
 def _artifact(entry: list[dict[str, Any]]) -> Artifact:
@@ -299,15 +286,5 @@ def _artifact(entry: list[dict[str, Any]]) -> Artifact:
     return Artifact(head["key"], head["stage"], payloads, head["reason"] or "", head["part"])
 
 
-def _name(part: str) -> str:
-    return part.rsplit("/", 1)[-1]
-
-
 def _array_digest(data: bytes, dtype: str, shape: list[int]) -> str:
     return digest_bytes(f"{dtype}{shape}".encode() + data)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -96,13 +96,31 @@ def backends(stage: str) -> Mapping[str, Stage]:
 
 
 def pick_backend(stage: str, name: str | None) -> Stage:
-    """A stage's backend by name (None: the default). Raises UsageError that lists the choices."""
+    """A stage's backend by name (None: the default). Raises UsageError that lists the choices.
+
+    A name such as `your_package.your_module:NAME` is looked up in the mapping `BACKENDS` of that module: a backend of your own.
+    """
+    if name and ":" in name:
+        return _outside_backend(stage, name)
     choices = backends(stage)
     if name is None:
         return next(iter(choices.values()))
     if name not in choices:
         raise UsageError(f"stage {stage} has no backend {name!r}; choose one of {', '.join(choices)}")
     return choices[name]
+
+
+def _outside_backend(stage: str, name: str) -> Stage:
+    module, _, _ = name.partition(":")
+    try:
+        choices: Mapping[str, Stage] = importlib.import_module(module).BACKENDS
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"stage {stage}: the module of backend {name!r} cannot be used: {error}") from None
+    found = choices.get(name)
+    if not found or (found.name, found.backend) != (stage, name):
+        fitting = [key for key, backend in choices.items() if backend.name == stage]
+        raise UsageError(f"stage {stage}: {module}.BACKENDS has no backend {name!r} of it; it has {', '.join(fitting) or 'none'}")
+    return found
 
 
 def make_config(stage: Stage, options: Mapping[str, Any]) -> Any:
@@ -164,13 +182,21 @@ class Graph:
             name = left.pop()
             if name not in reached:
                 reached.add(name)
-                node = self.all_nodes[name]
-                for wire in (self._wire(node, read) for read in self.stages[name].reads):
-                    *path, output = wire.split(".")
-                    if output not in ("image", "face_index"):
-                        self._check_written(name, path[-1], output)
-                        left.append(path[-1])
+                for producer, output in self._inputs(name):
+                    self._check_written(name, producer, output)
+                    left.append(producer)
         return reached
+
+    def producers(self, node: str) -> set[str]:
+        """The nodes whose outputs this one reads."""
+        return {producer for producer, _ in self._inputs(node)}
+
+    def _inputs(self, node: str) -> Iterator[tuple[str, str]]:
+        """(producer, output) of everything that a node's backend reads of other nodes."""
+        for read in self.stages[node].reads:
+            *path, output = self._wire(self.all_nodes[node], read).split(".")
+            if output not in ("image", "face_index"):
+                yield path[-1], output
 
     def _wire(self, node: Node, read: str) -> str:
         if read not in node.wires:

@@ -32,6 +32,10 @@ Call = Callable[[str, Callable[[], None]], None]
 """Runs one stage on one chunk: (name of the node, the work)."""
 
 
+WorkLists = tuple[list[dict[Ref, Work]], list[str], dict[str, Work]]
+"""A chunk's work item by item, the keys of its final artifacts, and all its work by key."""
+
+
 class DiskFull(Exception):
     """The store has no room: nothing finished is lost, the same command continues."""
 
@@ -44,6 +48,7 @@ class ChunkJob:
     items: Sequence[Item]
     known: Mapping[str, Artifact]  # finished or failed artifacts that these items may use
     shared: frozenset[str] = frozenset()  # keys of per-image work that other chunks read too: published whatever the retention
+    nodes: frozenset[str] | None = None  # only these, because the others run on another kind of device; None: all
 
 
 @dataclass
@@ -65,6 +70,8 @@ class ChunkResult:
     seconds: dict[str, float]  # compute by node
     repaired: list[str]  # sentences about damaged artifacts that were computed again
     crash: str = ""  # traceback of a program error that stopped the chunk
+    lost: list[str] = field(default_factory=list)  # keys found damaged that must be made by nodes outside the job's
+    places: dict[str, str] = field(default_factory=dict)  # name of the worker process by node, where there are several
 
 
 @dataclass
@@ -96,6 +103,7 @@ class Worker:
     at_once: int = 1  # items that a stage works on at the same time, where it allows that
     notify: Callable[[float], None] = lambda share: None  # told which share of the running chunk's work is done
     loaded: dict[str, Loaded] = field(default_factory=dict)
+    lists: dict[tuple[str, ...], WorkLists] = field(default_factory=dict)  # of the last chunks, by their items
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "e4s-io"))
     publisher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "e4s-publish"))
 
@@ -105,11 +113,28 @@ class Worker:
     def prefetch(self, job: ChunkJob) -> None:
         """Start decoding the pictures that a coming chunk will read, as far as 100 million pixels go."""
         room = 100_000_000
-        for image in _images_read(self.graph, job).values():
+        for image in self.images_read(job).values():
             room -= image.pixels
             if room < 0:
                 return
             self._load(image)
+
+    def works(self, job: ChunkJob) -> WorkLists:
+        """A chunk's work, which keys decide: worked out once for all that ask."""
+        ids = tuple(item.id for item in job.items)
+        if ids not in self.lists:
+            if len(self.lists) > 2:
+                self.lists.pop(next(iter(self.lists)))
+            by_item = [self.graph.works(item) for item in job.items]
+            finals = [works[self.graph.final[0], ""].key for works in by_item]
+            self.lists[ids] = by_item, finals, {work.key: work for works in by_item for work in works.values()}
+        return self.lists[ids]
+
+    def images_read(self, job: ChunkJob) -> dict[str, Image]:
+        """The pictures that a chunk's missing work reads."""
+        _, finals, works = self.works(job)
+        read = {ref[0] for work in needed(works, finals, job.known) for ref in work.reads.values() if ref[1] == "image"}
+        return {image.sha256: image for item in job.items for image in item.images.values() if image.sha256 in read}
 
     def model(self, node: str) -> Any:
         """The node's model, loaded once per process."""
@@ -143,6 +168,11 @@ class Worker:
 _models: dict[str, Any] = {}  # of this process, by stage, config, device and weights
 
 
+def forget_models() -> None:
+    """Let go of all models of this process, before it works with others."""
+    _models.clear()
+
+
 def run_chunk(worker: Worker, job: ChunkJob, call: Call) -> ChunkResult:
     """Carry one chunk as far as it goes. Only DiskFull and interruption leave as exceptions."""
     run = _ChunkRun(worker, job)
@@ -157,7 +187,7 @@ def run_chunk(worker: Worker, job: ChunkJob, call: Call) -> ChunkResult:
     except Exception:
         run.result.crash = traceback.format_exc()
     finally:
-        for sha256 in _images_read(worker.graph, job):
+        for sha256 in worker.images_read(job):
             worker.loaded.pop(sha256, None)
     run.conclude()
     return run.result
@@ -176,14 +206,15 @@ class _ChunkRun:
         self.spent: dict[str, float] = defaultdict(float)  # key -> seconds
         self.pending: list[Future[list[Artifact]]] = []
         self.result = ChunkResult([], [], defaultdict(int), defaultdict(float), [])
-        works, self.finals, self.works = _chunk_works(self.graph, job)
+        works, self.finals, self.works = worker.works(job)
+        self.handed = _handed_on(self.works, job.nodes)
         self.works_of = {item.id: by_node for item, by_node in zip(job.items, works, strict=True)}
 
     def carry_through(self, call: Call) -> None:
         while True:
             self._adopt_failures()
             have = self.known.keys() | self.failed.keys()
-            todo = needed(self.works, self.finals, have)
+            todo = [work for work in needed(self.works, self.finals, have) if self._is_mine(work)]
             self.total = sum(self.result.computed.values()) + len(todo)
             try:
                 self._pass_over(todo, call)
@@ -196,6 +227,12 @@ class _ChunkRun:
                 self.known.pop(damaged.artifact.key, None)
                 self.result.repaired.append(f"{damaged}; computing it again")
                 self.values.clear()  # what was dropped may be needed again: start over from what is published
+                if not self._is_mine(self.works[damaged.artifact.key]):
+                    self.result.lost.append(damaged.artifact.key)
+                    return
+
+    def _is_mine(self, work: Work) -> bool:
+        return self.job.nodes is None or work.node in self.job.nodes
 
     def _pass_over(self, todo: list[Work], call: Call) -> None:
         by_node = {node.name: [work for work in todo if work.node == node.name] for node in self.graph.nodes}
@@ -222,6 +259,7 @@ class _ChunkRun:
         on_gpu = self.graph.device(node) != "cpu"
         batch_size = stage.cost.gpu_batch if on_gpu else self.worker.at_once if stage.cost.threads else 1
         finished: list[Finished] = []
+        size = 0  # bytes of their values
         try:
             for start in range(0, len(ready), batch_size):
                 batch = ready[start : start + batch_size]
@@ -240,10 +278,12 @@ class _ChunkRun:
                 self.result.computed[node] += len(batch)
                 for work, output in zip(batch, outputs, strict=True):
                     self.spent[work.key] = seconds / len(batch)
-                    finished += self._take(node, work, output)
-                if sum(value.nbytes for item in finished for _, value in item.values.values()) > PUBLISH_BYTES:
+                    taken = self._take(node, work, output)
+                    finished += taken
+                    size += sum(value.nbytes for item in taken for _, value in item.values.values())
+                if size > PUBLISH_BYTES:
                     self._publish(finished)
-                    finished = []
+                    finished, size = [], 0
                 self.worker.trim()
                 self.worker.notify(sum(self.result.computed.values()) / max(self.total, 1))
                 fault_point("mid-stage")
@@ -281,6 +321,7 @@ class _ChunkRun:
             self.worker.keep == "all"
             or node == self.graph.final[0]
             or work.key in self.job.shared
+            or work.key in self.handed
             or (self.worker.keep == "resume" and self.graph.all_nodes[node].checkpoint)
         )
         return [Finished(work.key, stage.name, {name: (stage.writes[name], value) for name, value in output.items()})] if kept else []
@@ -341,18 +382,12 @@ def failure(item: Item, works: Mapping[Ref, Work], failed: Mapping[str, tuple[st
     return "", ""
 
 
-def _chunk_works(graph: Graph, job: ChunkJob) -> tuple[list[dict[Ref, Work]], list[str], dict[str, Work]]:
-    """A chunk's work item by item, the keys of its final artifacts, and all its work by key."""
-    works = [graph.works(item) for item in job.items]
-    finals = [by_node[graph.final[0], ""].key for by_node in works]
-    return works, finals, {work.key: work for by_node in works for work in by_node.values()}
-
-
-def _images_read(graph: Graph, job: ChunkJob) -> dict[str, Image]:
-    """The pictures that a chunk's missing work reads."""
-    _, finals, works = _chunk_works(graph, job)
-    read = {ref[0] for work in needed(works, finals, job.known) for ref in work.reads.values() if ref[1] == "image"}
-    return {image.sha256: image for item in job.items for image in item.images.values() if image.sha256 in read}
+def _handed_on(works: Mapping[str, Work], nodes: frozenset[str] | None) -> set[str]:
+    """Keys of what `nodes` make and others read: published whatever the retention, because those run elsewhere."""
+    if nodes is None:
+        return set()
+    outside = (work for work in works.values() if work.node not in nodes)
+    return {key for work in outside for key, output in work.reads.values() if output != "image" and works[key].node in nodes}
 
 
 def cpu_threads() -> int:

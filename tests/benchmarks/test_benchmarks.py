@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
         ("region_conv", ["fast_minus_loop", "bfloat16_error"], ["fast_over_plain", "loop_over_fast", "loop_over_plain"]),
         ("recolor_memory", ["minus_dense_at_256", "correlation_growth"], []),
         ("overhead", ["same_bytes"], ["planning_ms_per_pair", "flow_over_loop"]),
+        ("scale", [], ["cpu_per_pair_large_over_small", "ms_per_pair_and_stage", "dask_ms_per_pair_and_stage"]),
     ],
 )
 def test_quick_size_runs(name: str, exact: list[str], timed: list[str], tmp_path: Path) -> None:
@@ -31,6 +32,15 @@ def test_quick_size_runs(name: str, exact: list[str], timed: list[str], tmp_path
     assert [found[claim] for claim in exact] == ["ok"] * len(exact)
     assert done.returncode == int("short" in found.values())
     assert done.stdout.splitlines()[-1].startswith("RESULT")
+
+
+@pytest.mark.slow
+def test_a_short_soak_holds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.soak", "--quick", "--work", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = dict(re.findall(r"^RESULT soak\.(\w+) = .*: (ok|short)$", done.stdout, re.M))
+    assert set(found) >= {"wrong_digests", "wrong_rows", "recomputed_executions", "keys_finished_twice"}, done.stderr
+    assert set(found.values()) == {"ok"}, done.stdout
 
 
 def test_precision_prints_an_error_per_output() -> None:

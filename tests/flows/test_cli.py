@@ -12,12 +12,15 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main
 from flows.server import prefect_api
+from storage.codec import encode_png
+from storage.files import Files
 from storage.run import RunFolder
 from storage.store import Store
 
@@ -75,6 +78,7 @@ def huge_png() -> bytes:
         (["--set", "nonsense"], ["stage.setting=value"]),
         (["--device", "tpu"], ["auto, cpu or cuda"]),
         (["--chunk", "0"], ["--chunk must be at least 1"]),
+        (["--max-attempts", "0"], ["--max-attempts must be at least 1"]),
     ],
 )
 def test_wrong_settings(arguments: list[str], parts: list[str], people_folder: Path, tmp_path: Path, capsys: Text) -> None:
@@ -103,7 +107,6 @@ def test_usage_errors_exit_with_1(capsys: Text) -> None:
     [
         ([("source", "picture"), ("a.png", "b.png")], ["no column target", "source, picture"]),
         ([("source", "target")], ["no rows"]),
-        ([("id", "source", "target"), ("x", "a", "b"), ("x", "a", "b")], ["id 'x' stands in 2 rows"]),
         ([("id", "source", "target"), ("../x", "a", "b")], ["row 1", "'../x'"]),
     ],
 )
@@ -181,17 +184,17 @@ def test_a_second_process_on_one_run_folder_is_refused(people_folder: Path, tmp_
 def test_a_full_disk_stops_the_run_and_loses_nothing(
     people_folder: Path, tmp_path: Path, capsys: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Store._write
+    write = Files.write
     room = [6_000_000]
 
-    def limited(self: Store, file: str, data: bytes) -> None:
+    def limited(self: Files, file: str, data: bytes, **how: bool) -> None:
         room[0] -= len(data)
         if room[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device", file)
-        write(self, file, data)
+        write(self, file, data, **how)
 
     run = tmp_path / "run"
-    monkeypatch.setattr(Store, "_write", limited)
+    monkeypatch.setattr(Files, "write", limited)
     assert pairs(str(people_folder), run, "--chunk", "1") == 1
     fails_with(capsys, "no space left", "repeat the same command")
     finished = {artifact.key for artifact in Store(str(run / "store")).all()}
@@ -199,6 +202,13 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     monkeypatch.undo()
     assert pairs(str(people_folder), run, "--chunk", "1") == 0
     assert [row.status for row in RunFolder(run).read_rows()] == ["done"] * 3
+
+
+def artifacts(server: str, flow_run: str = "") -> set[tuple[str, str, object]]:
+    """(key, kind, data) of the artifacts that a server has, of one flow run if it is named."""
+    ask = urllib.request.Request(f"{server}/artifacts/filter", b"{}", {"Content-Type": "application/json"})
+    with urllib.request.urlopen(ask) as answer:
+        return {(one["key"], one["type"], one["data"]) for one in json.load(answer) if flow_run in ("", one["flow_run_id"])}
 
 
 def test_the_running_server_has_seen_the_flows(running_server: str, people_folder: Path, tmp_path: Path) -> None:
@@ -210,7 +220,19 @@ def test_the_running_server_has_seen_the_flows(running_server: str, people_folde
     before = len(runs())
     assert pairs(str(people_folder), tmp_path / "run") == 0
     assert len(runs()) == before + 1
-    assert max(runs(), key=lambda run: run["created"])["state_type"] == "COMPLETED"
+    last = max(runs(), key=lambda run: run["created"])
+    assert last["state_type"] == "COMPLETED"
+    assert artifacts(running_server, last["id"]) == {("pairs-run", "progress", 100.0)}
+
+
+def test_the_running_server_shows_what_failed(running_server: str, people: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "blank.png").write_bytes(encode_png(np.full((64, 64, 3), 90, np.uint8)))
+    manifest = write_csv(tmp_path / "pairs.csv", [("id", "source", "target"), ("blank", "blank.png", people[0])])
+    assert pairs(manifest, tmp_path / "Bad run") == 2
+    found = {kind: (key, data) for key, kind, data in artifacts(running_server)}
+    assert found["table"][0] == "failed-bad-run"
+    (row,) = json.loads(str(found["table"][1]))
+    assert (row["pair"], row["stage"], row["attempts"], row["quarantined"]) == ("blank", "align", 1, False)
 
 
 def test_a_server_that_does_not_answer(people_folder: Path, tmp_path: Path, capsys: Text, monkeypatch: pytest.MonkeyPatch) -> None:

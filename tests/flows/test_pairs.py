@@ -195,7 +195,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(finished: tuple[Pat
     )
     log = run / "log.jsonl"
     deadline = time.monotonic() + 300
-    while not (log.exists() and '"stage": "paste"' in log.read_text()) and time.monotonic() < deadline and process.poll() is None:
+    while not (log.exists() and '"event": "chunk"' in log.read_text()) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)

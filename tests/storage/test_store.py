@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,11 +21,6 @@ def publish(store: Store, key: str = "k" * 64, image: np.ndarray = IMAGE) -> Art
     values = {"face": ("image", image), "regions": ("labels", LABELS), "points": ("array", POINTS)}
     (artifact,) = store.publish([Finished(key, "align", values)])
     return artifact
-
-
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store") if request.param == "file" else f"memory://{uuid.uuid4().hex}")
 
 
 def test_values_come_back_exactly(store: Store) -> None:
@@ -116,10 +110,10 @@ def test_truncated_index_part_finishes_nothing(tmp_path: Path) -> None:
 def test_a_cancelled_entry_stays_so_whatever_the_clocks_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
     artifact = publish(store)
-    monkeypatch.setattr("storage.store.time.time_ns", lambda: 1)  # another machine, whose clock is behind
+    monkeypatch.setattr("storage.index.time.time_ns", lambda: 1)  # another machine, whose clock is behind
     store.void(artifact)
     assert store.lookup([artifact.key]) == {}
-    monkeypatch.setattr("storage.store.time.time_ns", lambda: 0)
+    monkeypatch.setattr("storage.index.time.time_ns", lambda: 0)
     again = publish(store)
     assert store.lookup([artifact.key]) == {artifact.key: again}
 

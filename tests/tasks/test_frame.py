@@ -219,6 +219,49 @@ def test_pixel_limit_holds_when_reading_too(tmp_path: Path) -> None:
         probe(str(tmp_path / "six.png"), max_pixels=5)
 
 
+def saved(kind: str, frames: int = 1) -> bytes:
+    """A 16 x 16 px picture of some frames: the first black, the later ones white."""
+    buffer = io.BytesIO()
+    later = [Image.new("RGB", (16, 16), "white") for _ in range(frames - 1)]
+    Image.new("RGB", (16, 16)).save(buffer, kind, **({"save_all": True, "append_images": later} if later else {}))
+    return buffer.getvalue()
+
+
+def patched(data: bytes, marker: bytes, offset: int, value: bytes) -> bytes:
+    at = data.index(marker) + offset
+    return data[:at] + value + data[at + len(value) :]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("header.jpg", patched(saved("JPEG"), b"\xff\xc0", 5, struct.pack(">HH", 65_000, 65_000))),
+        ("screen.gif", patched(saved("GIF"), b"GIF8", 6, struct.pack("<HH", 60_000, 60_000))),
+        ("frame.gif", patched(saved("GIF"), b"\x2c", 5, struct.pack("<HH", 65_000, 65_000))),  # a frame beyond the screen
+        ("text.png", png(1, 1, 8, 2, b"\0" * 4, chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(100_000_000))))),
+        ("profile.png", png(1, 1, 8, 2, b"\0" * 4, chunk(b"iCCP", b"key\0\0" + zlib.compress(bytes(100_000_000))))),
+    ],
+)
+def test_files_that_would_unpack_into_much_more_are_refused_unread(tmp_path: Path, name: str, data: bytes) -> None:
+    path = write(tmp_path / name, data)
+    with pytest.raises(ItemError, match=r"more than the limit|data too large"):
+        probe(str(path))
+    with pytest.raises(ItemError, match=r"more than the limit|data too large"):
+        image_file(path).read()
+
+
+def test_pixel_data_beyond_the_picture_is_not_unpacked(tmp_path: Path) -> None:
+    path = write(tmp_path / "long.png", png(4, 4, 8, 2, bytes(200_000_000)))
+    assert image_file(path).read().pixels.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_of_several_frames_the_first_is_the_picture(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "moving", saved(kind, frames=3))
+    assert probe(str(path)) == (16, 16)
+    assert not image_file(path).read().pixels.any()
+
+
 @pytest.mark.parametrize("kind", ["png", "jpg", "png16", "tiff16"])
 def test_cut_short_file(tmp_path: Path, kind: str) -> None:
     noise = np.random.default_rng(1).integers(0, 65536, (64, 64, 3), dtype=np.uint16)

@@ -8,7 +8,7 @@ import pytest
 
 from flows.plan import PAIR_NODES, PAIR_RESULT
 from flows.profiles import make_settings
-from tasks.graph import Graph, Image, Item, Settings, UsageError, needed
+from tasks.graph import Graph, Image, Item, Settings, UsageError, needed, pick_backend
 
 SOURCE, TARGET = Image("a.png", "a" * 64), Image("b.png", "b" * 64)
 ITEM = Item("pair", {"source": SOURCE, "target": TARGET})
@@ -111,3 +111,12 @@ def test_a_finished_result_needs_nothing_and_a_missing_one_only_what_is_missing(
 def test_settings_that_do_not_exist_are_refused(stages: list[str], changes: list[str], part: str) -> None:
     with pytest.raises(UsageError, match=part):
         graph(make_settings("mobile", stages, changes))
+
+
+def test_a_backend_may_come_from_another_package() -> None:
+    name = "benchmarks.cheap:align"
+    assert pick_backend("align", name).backend == name
+    with pytest.raises(UsageError, match=r"benchmarks\.cheap\.BACKENDS has no backend 'benchmarks\.cheap:align' of it; it has .*:swap"):
+        pick_backend("swap", name)
+    with pytest.raises(UsageError, match=r"the module of backend 'nowhere\.at_all:x' cannot be used: No module named 'nowhere'"):
+        pick_backend("swap", "nowhere.at_all:x")

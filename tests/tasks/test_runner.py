@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from storage.codec import encode_png
-from storage.store import Store
+from storage.store import Artifact, Store
 from tasks.frame import hash_file
 from tasks.graph import Graph, Image, Item, Node, Settings
 from tasks.runner import ChunkJob, ChunkResult, Worker, run_chunk
@@ -116,6 +116,30 @@ def test_retention(graph: Graph, tmp_path: Path, keep: str, stages: set[str]) ->
     store = Store(str(tmp_path / "store"))
     run(graph, store, [item(tmp_path, "one", 1, 2)], keep=keep)
     assert {artifact.stage for artifact in store.all()} == stages
+
+
+def test_part_of_the_nodes_alone_hands_over_by_the_store(graph: Graph, tmp_path: Path) -> None:
+    """As where the other nodes run on another kind of device: what those read is published whatever the retention."""
+    store, planned = Store(str(tmp_path / "store")), item(tmp_path, "one", 1, 2)
+    process = Worker(graph, store, keep="final")
+
+    def part(*nodes: str, known: dict[str, Artifact]) -> ChunkResult:
+        return run_chunk(process, ChunkJob(0, [planned], known, nodes=frozenset(nodes)), lambda node, work: work())
+
+    first = part("mean", "sum", known={})
+    assert first.computed == {"mean": 2, "sum": 1}
+    assert (first.outcomes[0].artifact, first.outcomes[0].reason) == (None, "")
+    made = {artifact.key: artifact for artifact in first.artifacts}
+    assert [artifact.stage for artifact in made.values()] == ["sum"]  # no other part reads the means
+    total = next(iter(made.values()))
+    (tmp_path / "store" / total.payloads["total"].file).write_bytes(b"")
+    broken = part("paint", known=made)
+    assert (broken.lost, broken.computed) == ([total.key], {})
+    second = part("mean", "sum", known={})
+    last = part("paint", known={artifact.key: artifact for artifact in second.artifacts})
+    process.close()
+    assert last.computed == {"paint": 1}
+    assert store.read(last.outcomes[0].artifact, "picture")[0, 0, 0] == 3  # type: ignore[arg-type]
 
 
 def test_when_memory_does_not_suffice_the_batch_is_halved_and_at_last_the_item_fails(

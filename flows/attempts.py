@@ -1,0 +1,77 @@
+"""Failed attempts of a run's items: counted per item and key, kept with their reasons, and who failed too often is quarantined.
+
+`attempts.jsonl` in the run folder holds a line per failed attempt (time, item, key, attempt, stage, reason) and a line where an item was
+released from quarantine. The key is that of the result that was wanted: with another setting or another picture counting starts anew.
+An input that cannot be read has no key; it is looked at on every rerun, since that costs nothing, and its attempts are counted apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from storage.run import Row, RunFolder, append_lines, read_lines
+
+
+class Attempts:
+    """The attempts of one run; `limit` failed ones put an item into quarantine. With `dry` nothing is written."""
+
+    def __init__(self, folder: RunFolder, limit: int, dry: bool = False) -> None:
+        self.folder, self.limit, self.dry = folder, limit, dry
+        self._count: dict[tuple[str, str], int] = {}
+        self._last: dict[tuple[str, str], tuple[str, str]] = {}
+        for line in read_lines(folder.attempts)[0]:
+            slot = str(line.get("item")), str(line.get("key"))
+            self._count[slot] = 0 if line.get("event") == "released" else int(line.get("attempt") or 0)
+            self._last[slot] = str(line.get("stage")), str(line.get("reason"))
+
+    def look_up(self, row: Row) -> None:
+        """Write into the row how often it failed, and whether that is too often; if so, with the last time's stage and reason."""
+        slot = row.id, row.key
+        row.attempts = self._count.get(slot, 0)
+        row.quarantined = row.attempts >= self.limit
+        if row.quarantined and row.key:
+            row.status, (row.stage, row.reason) = "failed", self._last[slot]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Note that these rows, which say stage and reason, failed once more."""
+        lines = []
+        for row in rows:
+            slot = row.id, row.key
+            row.attempts = self._count[slot] = self._count.get(slot, 0) + 1
+            row.quarantined = row.attempts >= self.limit
+            self._last[slot] = row.stage, row.reason
+            lines.append(_line(row, "failed", attempt=row.attempts, stage=row.stage, reason=row.reason))
+        self._write(lines)
+
+    def release(self, rows: Iterable[Row]) -> None:
+        """Let quarantined rows be tried again; their history stays."""
+        lines = []
+        for row in rows:
+            self._count[row.id, row.key] = row.attempts = 0
+            row.quarantined, row.status, row.stage, row.reason = False, "left", "", ""
+            lines.append(_line(row, "released"))
+        self._write(lines)
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        if lines and not self.dry:
+            append_lines(self.folder.attempts, lines)
+
+
+def history(folder: RunFolder) -> dict[str, list[str]]:
+    """Item -> a line per failed attempt and release, in order: time, stage and reason."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in read_lines(folder.attempts)[0]:
+        when = datetime.fromtimestamp(float(line.get("time") or 0), UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+        what = (
+            "released" if line.get("event") == "released" else f"attempt {line.get('attempt')}: {line.get('stage')}: {line.get('reason')}"
+        )
+        found[str(line.get("item"))].append(f"{when} UTC  {what}")
+    return found
+
+
+def _line(row: Row, event: str, **fields: Any) -> dict[str, Any]:
+    return {"time": round(time.time(), 3), "event": event, "item": row.id, "key": row.key, **fields}

@@ -1,0 +1,264 @@
+"""What a Dask worker process does: prove that it fits the run, then carry chunks. Everything that arrives is plain data.
+
+A process holds one set of models and works on one chunk at a time, however many threads Dask gave it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pickle
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from distributed import get_worker
+
+from e4s_models.weights import WeightsError
+from flows.engine import require_weights, use_threads
+from storage.keys import digest
+from storage.store import Store, StoreError
+from tasks.frame import hash_file
+from tasks.graph import Graph, Node, Ref, Settings, UsageError
+from tasks.runner import ChunkJob, ChunkResult, Keep, Worker, forget_models, run_chunk
+from tasks.stage import ItemError
+
+PACKAGES = ("e4s_models", "storage", "tasks", "flows")
+TELL_EVERY = 1.0  # s between two messages about a running chunk's share
+PROBES = "probe"  # folder in the store
+
+
+@dataclass(frozen=True)
+class Kit:
+    """All that a worker must know of a run, and by what it must prove that it fits."""
+
+    run: str  # random name of this execution
+    nodes: tuple[Node, ...]
+    final: Ref
+    settings: Settings
+    prints: Mapping[str, Mapping[str, Any]]  # fingerprints of the nodes, as the planning process computed them
+    source: str  # digest of the program
+    store: str  # URL or absolute path
+    keep: Keep
+    threads: int  # of the computing libraries: bytes are promised for one count
+    at_once: int
+    picture: tuple[str, str] = ("", "")  # path and sha256 of one input
+
+
+class Refused(Exception):
+    """This process does not fit the run: the sentence says why."""
+
+
+class _Call:
+    """A call as data: unpickling it is calling it.
+
+    So the task that the scheduler sees is `pickle.loads` of some bytes: the scheduler needs nothing of ours, and a worker that lacks our
+    program says so as the outcome of the task.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._parts = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._parts
+
+
+def packed(function: Callable[..., Any], *arguments: Any) -> bytes:
+    """Bytes whose `pickle.loads` calls a function of ours with these arguments."""
+    return pickle.dumps(_Call(function, arguments))
+
+
+_busy = threading.Lock()  # one chunk at a time: models and their memory are for one
+_fitting: set[str] = set()  # runs that this process fits
+_halted: set[str] = set()
+_current: tuple[str, Worker] | None = None
+_models_of = ""
+
+
+def source_digest(settings: Settings) -> str:
+    """sha256 over the program: our packages' .py files, and the modules outside of them that serve stages."""
+    total = hashlib.sha256()
+    for name, path in sorted(_sources(settings)):
+        total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _sources(settings: Settings) -> list[tuple[str, Path]]:
+    found = []
+    for package in PACKAGES:
+        spec = find_spec(package)
+        roots = list(spec.submodule_search_locations or ()) if spec else []
+        found += [(f"{package}/{path.relative_to(root).as_posix()}", path) for root in map(Path, roots) for path in root.rglob("*.py")]
+    for backend in settings.backends.values():
+        module, colon, _ = backend.partition(":")
+        if colon and (file := import_module(module).__file__):
+            found.append((module, Path(file)))
+    return found
+
+
+def enter(kit: Kit, offers_gpu: bool) -> str:
+    """A worker's first task for a run: `examine`, and Dask's profiler is stopped.
+
+    It looks at all threads a hundred times a second (`sys._current_frames`). Before Python 3.11.9 that can deadlock with threads that start
+    or end just then (CPython issue 106883), and the whole worker stands still: here after some fifty chunks of cheap stages.
+    """
+    here = get_worker()
+    for name in ("profile", "profile-cycle"):
+        if callback := here.periodic_callbacks.get(name):
+            here.loop.add_callback(callback.stop)
+    return examine(kit, offers_gpu)
+
+
+def examine(kit: Kit, offers_gpu: bool) -> str:
+    """Why this process cannot work for the run, as a sentence; "" if it can."""
+    if kit.run in _fitting:
+        return ""
+    use_threads(kit.threads)
+    problem = _program(kit) or _weights(kit) or _store(kit) or _inputs(kit) or _gpu(kit, offers_gpu)
+    if not problem:
+        _fitting.add(kit.run)
+    return problem
+
+
+def _program(kit: Kit) -> str:
+    try:
+        if source_digest(kit.settings) != kit.source:
+            return "its program differs from that of this run; install the same version there"
+        graph = Graph(kit.nodes, kit.final, kit.settings)
+        differences = [text for node, found in graph.fingerprints.items() for text in _differences(found, kit.prints[node])]
+    except (UsageError, WeightsError, ImportError) as error:
+        return str(error)
+    if differences:
+        return f"it would compute other bytes: {', '.join(sorted(set(differences)))}; install the same versions and weights there"
+    return ""
+
+
+def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    found = []
+    for group in ("libraries", "weights"):
+        for name in sorted(here[group].keys() | there[group].keys()):
+            mine, wanted = here[group].get(name), there[group].get(name)
+            if mine != wanted:
+                found.append(f"{name} {str(mine)[:12]} there, {str(wanted)[:12]} in this run")
+    if not found and here != there:
+        found.append(f"stage {here['stage']}")
+    return found
+
+
+def _weights(kit: Kit) -> str:
+    try:
+        require_weights(sorted({name for found in kit.prints.values() for name in found["weights"]}))
+    except WeightsError as error:
+        return str(error)
+    return ""
+
+
+def _store(kit: Kit) -> str:
+    try:
+        files = Store(kit.store).files
+        if files.read(f"{PROBES}/{kit.run}") != kit.run.encode():
+            return f"it sees another store under {kit.store}; give a folder that all machines share, or an s3:// URL, by --store"
+        reply = f"{PROBES}/{kit.run}-{uuid.uuid4().hex[:8]}"
+        files.write(reply, b"")
+        files.remove([reply])
+    except FileNotFoundError:
+        return f"it does not see the store {kit.store}; give a folder that all machines share, or an s3:// URL, by --store"
+    except (OSError, StoreError) as error:
+        return f"the store {kit.store} cannot be used from there ({error})"
+    return ""
+
+
+def _inputs(kit: Kit) -> str:
+    path, sha256 = kit.picture
+    try:
+        if not path or hash_file(path) == sha256:
+            return ""
+        problem = f"{path} holds something else there."
+    except ItemError as error:
+        problem = str(error)
+    return f"it does not see the inputs: {problem.rstrip('.')} (keep them in a folder that all machines share, under the same path)"
+
+
+def _gpu(kit: Kit, offers_gpu: bool) -> str:
+    if offers_gpu and kit.settings.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "it offers the resource GPU, but torch finds no CUDA device there"
+    return ""
+
+
+def carry(kit: Kit, job: ChunkJob, offers_gpu: bool) -> ChunkResult | None:
+    """Carry a chunk, or the part of it that belongs to this kind of device; None if the run was stopped meanwhile.
+
+    Raises Refused, DiskFull or StoreError.
+    """
+    here = get_worker()
+    name = str(here.name)
+    with _busy:
+        if problem := examine(kit, offers_gpu):
+            raise Refused(problem)
+        worker = _worker(kit)
+        teller = _Teller(functools.partial(here.log_event, topic(kit.run)), kit.run, job.number, name)
+        worker.notify = teller.within
+        worker.prefetch(job)
+        try:
+            result = run_chunk(worker, job, teller.stage)
+        except KeyboardInterrupt:  # raised by the teller when the run was stopped
+            return None
+        result.places = dict.fromkeys(result.computed, name)
+        return result
+
+
+def halt(run: str) -> None:
+    """Let this process stop working for a run at the next item; what it computed is kept."""
+    _halted.add(run)
+
+
+def topic(run: str) -> str:
+    """The Dask event topic of a run."""
+    return f"e4s-{run}"
+
+
+class _Teller:
+    """Tells the planning process how a chunk goes on."""
+
+    def __init__(self, log: Callable[[Any], None], run: str, chunk: int, name: str) -> None:
+        self._log, self._run, self._told = log, run, 0.0
+        self._base = {"chunk": chunk, "worker": name}
+
+    def stage(self, node: str, work: Callable[[], None]) -> None:
+        self._check()
+        self._log({**self._base, "node": node})
+        work()
+
+    def within(self, share: float) -> None:
+        self._check()
+        if time.monotonic() - self._told > TELL_EVERY:
+            self._told = time.monotonic()
+            self._log({**self._base, "share": share})
+
+    def _check(self) -> None:
+        if self._run in _halted:
+            raise KeyboardInterrupt
+
+
+def _worker(kit: Kit) -> Worker:
+    """What this process keeps between chunks of one run; models stay as long as runs need the same."""
+    global _current, _models_of
+    if _current is None or _current[0] != kit.run:
+        if _current:
+            _current[1].close()
+        needs = digest(kit.prints)
+        if needs != _models_of:
+            forget_models()
+            _models_of = needs
+        graph = Graph(kit.nodes, kit.final, kit.settings)
+        _current = kit.run, Worker(graph, Store(kit.store), kit.keep, kit.at_once)
+    return _current[1]
