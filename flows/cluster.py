@@ -34,7 +34,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from flows.engine import Progress, Results, Shared, StageCall
 from flows.plan import Plan
-from flows.remote import PROBES, Kit, Refused, carry, examine, halt, packed, source_digest, topic
+from flows.remote import PROBES, Kit, Refused, carry, enter, halt, packed, source_digest, topic
 from storage.store import StoreError
 from tasks.graph import Graph, Item, UsageError
 from tasks.runner import ChunkJob, ChunkResult, DiskFull, Outcome
@@ -385,7 +385,7 @@ class Cluster:
             site = self._sites[address]
             site.check = self._client.submit(
                 pickle.loads,
-                packed(examine, self._kit, site.gpu),
+                packed(enter, self._kit, site.gpu),
                 key=f"e4s handshake, {uuid.uuid4().hex[:8]}",
                 workers=[address],
                 pure=False,

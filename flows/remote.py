@@ -102,6 +102,19 @@ def _sources(settings: Settings) -> list[tuple[str, Path]]:
     return found
 
 
+def enter(kit: Kit, offers_gpu: bool) -> str:
+    """A worker's first task for a run: `examine`, and Dask's profiler is stopped.
+
+    It looks at all threads a hundred times a second (`sys._current_frames`). Before Python 3.11.9 that can deadlock with threads that start
+    or end just then (CPython issue 106883), and the whole worker stands still: here after some fifty chunks of cheap stages.
+    """
+    here = get_worker()
+    for name in ("profile", "profile-cycle"):
+        if callback := here.periodic_callbacks.get(name):
+            here.loop.add_callback(callback.stop)
+    return examine(kit, offers_gpu)
+
+
 def examine(kit: Kit, offers_gpu: bool) -> str:
     """Why this process cannot work for the run, as a sentence; "" if it can."""
     if kit.run in _fitting:

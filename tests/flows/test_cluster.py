@@ -191,6 +191,9 @@ def test_workers_make_the_same_and_nothing_twice(
     assert set().union(*places(tmp_path).values()) <= {"one", "two"}  # the GPU is left alone
     assert not list((tmp_path / "store/probe").iterdir())
     assert carry_out(request(inputs, tmp_path, dask=cluster.address)).computed == {}
+    with Client(cluster.address, set_as_default=False) as client:  # Dask's profiler can make a worker stand still
+        profiling = client.run(lambda dask_worker: dask_worker.periodic_callbacks["profile"].is_running())
+    assert set(profiling.values()) == {False}
 
 
 def test_gpu_stages_go_to_gpu_workers_and_the_others_to_the_others(cluster: Processes, inputs: tuple[str, str], tmp_path: Path) -> None:
