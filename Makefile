@@ -6,6 +6,7 @@ DEMO ?= demo
 DEMO_SEED ?= 0
 DEMO_PAIRS ?= 6
 KILLS ?= 50
+VIDEO_KILLS ?= 20
 
 .PHONY: demo test test-slow lint bench soak install weights clean
 
@@ -42,10 +43,11 @@ lint: install
 	@$(BIN)/mypy
 
 bench: weights
-	@for name in generator overhead region_conv recolor_memory evaluation; do $(BIN)/python -m benchmarks.$$name || failed=1; done; test -z "$$failed"
+	@for name in generator overhead region_conv recolor_memory evaluation video; do $(BIN)/python -m benchmarks.$$name || failed=1; done; test -z "$$failed"
 
 soak: weights
 	@$(BIN)/python -m benchmarks.soak --kills $(KILLS)
+	@$(BIN)/python -m benchmarks.soak_video --kills $(VIDEO_KILLS)
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

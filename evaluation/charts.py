@@ -1,4 +1,6 @@
-"""Small SVG charts for the report: histogram, trend, whisker. Plain data in, inline SVG out; colours and fonts are the page's (classes).
+"""Small SVG charts for the report: histogram, trend, curves, timeline, whisker. Plain data in, inline SVG out.
+
+Colours and fonts are the page's (classes).
 
 Colours carry nothing alone: bars, lines and bands differ in shape as well, and every chart has its numbers as text.
 """
@@ -29,6 +31,15 @@ class Point:
     value: float
     low: float | None = None  # of the interval
     high: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A number over time, one of several in a chart."""
+
+    name: str
+    x: Float64  # (n,) s, ascending
+    y: Float64  # (n,), NaN leaves a gap
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,39 @@ def trend(points: Sequence[Point], *, label: str, spoken: str) -> Markup:
     parts.append(_text(label, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "middle", "label"))
     parts.append(Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM))
     return _svg(parts, spoken)
+
+
+def curves(series: Sequence[Series], span: tuple[float, float], *, label: str, spoken: str, from_zero: bool = False) -> Markup:
+    """Two or three numbers over the same `span` of seconds, each drawn in its own stroke. At least one value must be finite."""
+    values = np.concatenate([one.y[np.isfinite(one.y)] for one in series])
+    low, high = (0.0 if from_zero else float(values.min())), float(values.max())
+    room = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
+    x = _Axis(span[0], max(span[1], span[0] + 1e-3), LEFT, WIDTH - RIGHT)
+    y = _Axis(low if from_zero else low - room, high + room, HEIGHT - BOTTOM, TOP)
+    parts = [_y_axis(y, ticks(y.low, y.high, 3), "")]
+    width = (WIDTH - LEFT - RIGHT) / len(series)
+    for one, stroke, place in zip(series, ("line", "line other", "line third"), range(len(series)), strict=False):
+        known = np.flatnonzero(np.isfinite(one.y))
+        for run in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1):
+            points = " ".join(f"{x(at)},{y(value)}" for at, value in zip(one.x[run].tolist(), one.y[run].tolist(), strict=True))
+            parts.append(Markup('<polyline class="thin {}" points="{}"/>').format(stroke, points))
+        at = LEFT + place * width
+        parts.append(Markup('<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(stroke, at, at + 20, TOP - 10, TOP - 10))
+        parts.append(_text(one.name, at + 25, TOP - 6, "start", "label"))
+    parts.append(_x_axis(x, [(tick, f"{tick:g}") for tick in ticks(x.low, x.high)], label))
+    return _svg(parts, spoken)
+
+
+def timeline(spans: Sequence[tuple[str, float, float]], *, spoken: str) -> Markup:
+    """Which stretches of time are of which kind: (kind, from, to) in s, ascending. The kind is the bar's class and decides its height."""
+    x = _Axis(spans[0][1], max(spans[-1][2], spans[0][1] + 1e-3), 0, 2 * WIDTH)
+    heights = {"swapped": 10, "passed": 4}
+    parts = []
+    for kind, start, end in spans:
+        height = heights.get(kind, 16)
+        bar = Markup('<rect class="{}" x="{}" y="{}" width="{:.2f}" height="{}"><title>{}: {:.2f} to {:.2f} s</title></rect>')
+        parts.append(bar.format(kind, x(start), 16 - height, max(x(end) - x(start), 0.5), height, kind, start, end))
+    return _svg(parts, spoken, 2 * WIDTH, 16)
 
 
 def whisker(delta: float, interval: tuple[float, float], *, spoken: str) -> Markup:

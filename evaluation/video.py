@@ -50,14 +50,24 @@ def landmark_jitter(landmarks: npt.NDArray[Any], found: Bool) -> Steadiness:
     Landmarks (T, 68, 2) px. Steady motion at any speed counts as 0; what counts is |p(t-1) - 2 p(t) + p(t+1)|. Beside it belongs the same
     number of the target clip, whose own motion is in it.
     """
-    check_shape(found, f"{check_shape(landmarks, 'T 68 2')['T']}")
-    three = found[2:] & found[1:-1] & found[:-2]
-    if not three.any():
+    jumps = landmark_jumps(landmarks, found)
+    known = np.isfinite(jumps)
+    if not known.any():
         return Steadiness(None, 0, _too_few(found, 3))
+    return Steadiness(float(jumps[known].mean()), int(known.sum()))
+
+
+def landmark_jumps(landmarks: npt.NDArray[Any], found: Bool) -> npt.NDArray[np.float64]:
+    """`landmark_jitter` frame by frame: (T,) percent, NaN where the frame or a neighbour shows no face."""
+    frames = check_shape(landmarks, "T 68 2")["T"]
+    check_shape(found, f"{frames}")
+    jumps = np.full(frames, np.nan)
+    middle = 1 + np.flatnonzero(found[2:] & found[1:-1] & found[:-2])
     points = np.asarray(landmarks, np.float64)
-    jump = np.linalg.norm(points[2:] - 2 * points[1:-1] + points[:-2], axis=2)[three].mean(1)  # (n,) px
-    left, right = (points[1:-1, corner][three] for corner in _OUTER_EYE_CORNERS)
-    return Steadiness(float((100 * jump / np.linalg.norm(right - left, axis=1)).mean()), int(three.sum()))
+    moved = np.linalg.norm(points[middle + 1] - 2 * points[middle] + points[middle - 1], axis=2).mean(1)  # (n,) px
+    left, right = (points[middle, corner] for corner in _OUTER_EYE_CORNERS)
+    jumps[middle] = 100 * moved / np.linalg.norm(right - left, axis=1)
+    return jumps
 
 
 def _too_few(found: Bool, needed: int) -> str:

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from storage.run import Row, RunFolder, append_lines, read_lines
+from storage.run import BaseRow, RunFiles, append_lines, read_lines
 
 
 class Attempts:
     """The attempts of one run; `limit` failed ones put an item into quarantine. With `dry` nothing is written."""
 
-    def __init__(self, folder: RunFolder, limit: int, dry: bool = False) -> None:
+    def __init__(self, folder: RunFiles[Any], limit: int, dry: bool = False) -> None:
         self.folder, self.limit, self.dry = folder, limit, dry
         self._count: dict[tuple[str, str], int] = {}
         self._last: dict[tuple[str, str], tuple[str, str]] = {}
@@ -28,7 +28,7 @@ class Attempts:
             self._count[slot] = 0 if line.get("event") == "released" else int(line.get("attempt") or 0)
             self._last[slot] = str(line.get("stage")), str(line.get("reason"))
 
-    def look_up(self, row: Row) -> None:
+    def look_up(self, row: BaseRow) -> None:
         """Write into the row how often it failed, and whether that is too often; if so, with the last time's stage and reason."""
         slot = row.id, row.key
         row.attempts = self._count.get(slot, 0)
@@ -36,7 +36,7 @@ class Attempts:
         if row.quarantined and row.key:
             row.status, (row.stage, row.reason) = "failed", self._last[slot]
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[BaseRow]) -> None:
         """Note that these rows, which say stage and reason, failed once more."""
         lines = []
         for row in rows:
@@ -47,7 +47,7 @@ class Attempts:
             lines.append(_line(row, "failed", attempt=row.attempts, stage=row.stage, reason=row.reason))
         self._write(lines)
 
-    def release(self, rows: Iterable[Row]) -> None:
+    def release(self, rows: Iterable[BaseRow]) -> None:
         """Let quarantined rows be tried again; their history stays."""
         lines = []
         for row in rows:
@@ -61,7 +61,7 @@ class Attempts:
             append_lines(self.folder.attempts, lines)
 
 
-def history(folder: RunFolder) -> dict[str, list[str]]:
+def history(folder: RunFiles[Any]) -> dict[str, list[str]]:
     """Item -> a line per failed attempt and release, in order: time, stage and reason."""
     found: dict[str, list[str]] = defaultdict(list)
     for line in read_lines(folder.attempts)[0]:
@@ -73,5 +73,5 @@ def history(folder: RunFolder) -> dict[str, list[str]]:
     return found
 
 
-def _line(row: Row, event: str, **fields: Any) -> dict[str, Any]:
+def _line(row: BaseRow, event: str, **fields: Any) -> dict[str, Any]:
     return {"time": round(time.time(), 3), "event": event, "item": row.id, "key": row.key, **fields}

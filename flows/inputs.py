@@ -62,6 +62,16 @@ def row_id(number: int) -> str:
     return f"{number:06d}"
 
 
+def check_id(number: int, given: Any) -> str:
+    """The id of a manifest's row, which names its output file. Raises UsageError if it cannot."""
+    name = str(given or row_id(number))
+    if not _ID.fullmatch(name) or len(name.encode()) > 200:
+        raise UsageError(
+            f"row {number + 1}: id {name!r} may hold only letters, digits, '_', '-' and '.', 100 at most, not starting with '.'"
+        )
+    return name
+
+
 def _read_pairs(path: Path, source_face: int, target_face: int) -> list[PairRow]:
     rows = _read_table(path)
     first = next(rows, None)
@@ -121,11 +131,7 @@ class _Cells:
             except ValueError:
                 faces[role] = 0
                 problem = f"{role}_face must be a whole number, got {index!r} in row {number + 1}"
-        name = str(row.get("id") or row_id(number))
-        if not _ID.fullmatch(name) or len(name.encode()) > 200:  # it names the output file
-            raise UsageError(
-                f"row {number + 1}: id {name!r} may hold only letters, digits, '_', '-' and '.', 100 at most, not starting with '.'"
-            )
+        name = check_id(number, row.get("id"))
         return PairRow(name, paths["source"], paths["target"], faces["source"], faces["target"], problem)
 
     def _path(self, cell: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,9 +42,9 @@ Seen = tuple[int, int, int, int, int]
 class Pictures:
     """The pictures of one run; what is known of them lies in `file`, which may be missing or damaged."""
 
-    def __init__(self, file: Path, max_pixels: int, *, trust: bool = True) -> None:
-        """`trust`: believe what is remembered of files at rest; else read all."""
-        self._file, self._max_pixels = file, max_pixels
+    def __init__(self, file: Path, max_pixels: int, *, trust: bool = True, probe: Callable[[str, int], tuple[int, int]] = probe) -> None:
+        """`trust`: believe what is remembered of files at rest; else read all. `probe`: (path, max_pixels) -> height, width px."""
+        self._file, self._max_pixels, self._probe = file, max_pixels, probe
         self._known: dict[str, tuple[Seen, str, int]] = _read(file) if trust else {}
         self._fresh: dict[str, tuple[Seen, str, int]] = {}
 
@@ -77,7 +77,7 @@ class Pictures:
             self._fresh[path] = known
             return Image(path, known[1], pixels=known[2])
         try:
-            height, width = probe(path, self._max_pixels)
+            height, width = self._probe(path, self._max_pixels)
             image = Image(path, hash_file(path), pixels=height * width)
         except ItemError as error:
             return str(error)

@@ -17,7 +17,7 @@ from flows.attempts import Attempts
 from flows.inputs import PairRow, read_pairs
 from flows.pictures import Pictures
 from flows.profiles import make_settings
-from storage.run import DamagedFile, Row, RunError, RunFolder, unlock
+from storage.run import AnyRow, BaseRow, DamagedFile, Row, RunError, RunFiles, RunFolder, unlock
 from storage.runs import Lease
 from storage.store import Artifact, Damaged, Store, write_atomic
 from tasks.frame import MAX_PIXELS, hash_file
@@ -288,7 +288,7 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
         folder.create()
         lock = folder.lock()
     store = open_store(folder, request.store)
-    previous, before = _previous(folder)
+    previous, before = read_previous(folder)
     attempts = Attempts(folder, request.max_attempts, dry)
     pictures = Pictures(folder.path / "inputs.parquet", request.max_pixels, trust=not request.verify)
     images = pictures.find(path for pair in pairs if not pair.problem for path in (pair.source, pair.target))
@@ -311,7 +311,7 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
         row.source_sha256, row.target_sha256 = item.images["source"].sha256, item.images["target"].sha256
         row.key = graph.works(item)[graph.final[0], ""].key
         earlier = before.get(pair.id)
-        if earlier and earlier.status == "done" and earlier.key == row.key and _stands(folder, earlier, request.verify):
+        if earlier and earlier.status == "done" and earlier.key == row.key and stands(folder, earlier, request.verify):
             made = ("status", "output", "output_sha256", "output_size", "seconds", "attempts")
             rows[pair.id] = replace(row, **{name: getattr(earlier, name) for name in made})
         else:
@@ -326,7 +326,7 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
     todo = _to_try(request, graph, store, attempts, rows, todo, known, dry)
     attempts.add(row for row in unreadable if not row.quarantined)  # their history ends there
     if not dry:
-        _remove_stale(folder, before.values(), rows)
+        remove_stale(folder, before.values(), rows)
     done = sum(row.status == "done" for row in rows.values())
     seconds = time.perf_counter() - began
     gone = {key: "damaged" if kind == "void" else kind for key, kind in looked_up.cancelled.items()}
@@ -351,23 +351,28 @@ def export(folder: RunFolder, store: Store, row: Row, artifact: Artifact) -> Non
 
 def describe(plan: Plan) -> dict[str, object]:
     """Contents of run.json: enough to say how any output was made, and to make it again."""
+    return environment(asdict(plan.request), plan.request.compute_threads(), plan.graph)
+
+
+def environment(request: Mapping[str, Any], threads: int, graph: Graph) -> dict[str, object]:
+    """What run.json says of every kind of run: request, machine, libraries, and all that the nodes are made with."""
     libraries = ("torch", "numpy", "opencv-python-headless", "dlib-bin", "ai-edge-litert", "pyarrow", "prefect")
     return {
         "e4s": version("e4s"),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "request": asdict(plan.request),
-        "device": plan.graph.settings.device,
-        "nodes": plan.graph.fingerprints,
-        "store": plan.request.store,
+        "request": request,
+        "device": graph.settings.device,
+        "nodes": graph.fingerprints,
+        "store": request["store"],
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": platform.machine(),
-        "cpu_threads": plan.request.compute_threads(),
+        "cpu_threads": threads,
         "libraries": {name: version(name) for name in libraries},
     }
 
 
-def open_store(folder: RunFolder, url: str) -> Store:
+def open_store(folder: RunFiles[Any], url: str) -> Store:
     """The store that a run names, or the one inside its folder, wherever that was moved to."""
     return Store(url or str(folder.path / "store"))
 
@@ -378,10 +383,10 @@ def record(plan: Plan) -> None:
     plan.folder.write_rows(plan.rows.values())
 
 
-def _previous(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Row]]:
+def read_previous(folder: RunFiles[AnyRow]) -> tuple[dict[str, Any], dict[str, AnyRow]]:
     """Settings and rows that the run before left. Damaged files cost nothing that is finished: they are made again from the store."""
     settings: dict[str, Any] = {}
-    rows: list[Row] = []
+    rows: list[AnyRow] = []
     try:
         settings = folder.read_settings()
     except DamagedFile:
@@ -489,7 +494,7 @@ def _to_try(
     return todo
 
 
-def _remove_stale(folder: RunFolder, before: Iterable[Row], rows: Mapping[str, Row]) -> None:
+def remove_stale(folder: RunFiles[Any], before: Iterable[BaseRow], rows: Mapping[str, BaseRow]) -> None:
     """Remove outputs that an earlier manifest lists and this one does not hold as done: made with other inputs or settings.
 
     The results themselves stay in the store.
@@ -500,7 +505,7 @@ def _remove_stale(folder: RunFolder, before: Iterable[Row], rows: Mapping[str, R
             (folder.path / row.output).unlink(missing_ok=True)
 
 
-def _stands(folder: RunFolder, row: Row, verify: bool) -> bool:
+def stands(folder: RunFiles[Any], row: BaseRow, verify: bool) -> bool:
     """Whether a done row's output is there: by size, or by digest if asked for."""
     path = folder.path / row.output
     try:

@@ -37,7 +37,7 @@ from evaluation.results import METRICS_FILE, PAIRS_FILE, Evaluation, read_histor
 from flows.evaluate import Advance, evaluate
 from flows.finished import FinishedRun
 from flows.progress import duration, plural
-from storage.run import Row, RunError, RunFolder
+from storage.run import Row, RunError, RunFiles, RunFolder
 from storage.store import Artifact, Damaged, write_atomic
 from tasks.frame import ImageFile
 from tasks.graph import UsageError
@@ -59,7 +59,7 @@ SHOWN = (  # name on the page, node, role of per-image work, output
 PAGE = "report/index.html"  # in the run folder
 
 
-def _silent(done: int, total: int) -> None:
+def silent(done: int, total: int) -> None:
     pass
 
 
@@ -129,7 +129,7 @@ def write_report(folder: RunFolder, evaluation: Evaluation | None = None, limit:
 
 
 def evaluate_and_report(
-    folder: RunFolder, protocols: Sequence[str] = ("open",), device: str = "auto", limit: int = 24, progress: Advance = _silent
+    folder: RunFolder, protocols: Sequence[str] = ("open",), device: str = "auto", limit: int = 24, progress: Advance = silent
 ) -> Report:
     """Measure a run, write metrics.parquet, metrics.json, history.jsonl and index.html into RUN/report. Raises as `evaluate` does."""
     evaluation = evaluate(folder, protocols, device, progress)
@@ -142,7 +142,7 @@ def gather(folder: RunFolder, evaluation: Evaluation | None = None, limit: int =
     run = FinishedRun(folder)
     rows = list(run.rows.values())
     done = [row for row in rows if row.status == "done"]
-    spent = _stage_seconds(folder)
+    spent = spent_seconds(folder)
     ends = _ends(evaluation, run.rows) if evaluation else []
     shelf = _Shelf.of(run, [*done[:limit], *(run.rows[pair] for _, best, worst in ends for pair in (*best, *worst))])
     counts = Counter(row.status for row in rows)
@@ -158,7 +158,7 @@ def gather(folder: RunFolder, evaluation: Evaluation | None = None, limit: int =
     return Report(
         title=f"e4s pairs: {folder.path.resolve().name}",
         summary=summary,
-        notes=[_sentence(note) for note in (evaluation.notes if evaluation else [_partial(counts)] if counts["left"] else [])],
+        notes=[sentence(note) for note in (evaluation.notes if evaluation else [_partial(counts)] if counts["left"] else [])],
         evaluation=evaluation,
         history=read_history(folder.path / "report") if evaluation else (),
         quoted=load_quoted(),
@@ -169,16 +169,8 @@ def gather(folder: RunFolder, evaluation: Evaluation | None = None, limit: int =
         if len(done) > pictured
         else f"{plural_pairs(pictured)}, stage by stage",
         stage_seconds={node.name: spent[node.name] for node in run.graph.nodes if node.name in spent},
-        settings=_settings(run),
-        stages=[
-            StageRan(
-                name=name,
-                backend=f"{print_['backend']} v{print_['version']}",
-                settings=", ".join(f"{setting} = {value}" for setting, value in print_["config"].items()),
-                weights=print_["weights"],
-            )
-            for name, print_ in ((node.name, run.settings["nodes"][node.name]) for node in run.graph.nodes)
-        ],
+        settings=run_settings(run.settings),
+        stages=stages_ran(run.settings, [node.name for node in run.graph.nodes]),
     )
 
 
@@ -186,7 +178,8 @@ def _partial(counts: Counter[str]) -> str:
     return f"the run is not finished: {plural(counts['left'], 'pair')} left, {counts['done']} shown"
 
 
-def _sentence(words: str) -> str:
+def sentence(words: str) -> str:
+    """With a capital and a full stop."""
     return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
 
 
@@ -211,7 +204,7 @@ def _small(pictures: Mapping[str, Picture], side: int = 224) -> dict[str, Pictur
     return {name: thumbnail(picture, side) for name, picture in pictures.items()}
 
 
-def _stage_seconds(folder: RunFolder) -> dict[str, tuple[int, float]]:
+def spent_seconds(folder: RunFiles[Any]) -> dict[str, tuple[int, float]]:
     """Items computed and seconds by stage, over all sessions of the run."""
     spent: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
     for event in folder.read_log():
@@ -221,8 +214,9 @@ def _stage_seconds(folder: RunFolder) -> dict[str, tuple[int, float]]:
     return spent
 
 
-def _settings(run: FinishedRun) -> dict[str, str]:
-    found, request = run.settings, run.settings["request"]
+def run_settings(found: Mapping[str, Any]) -> dict[str, str]:
+    """What ran, from the run's settings, in words."""
+    request = found["request"]
     return {
         "profile": request["profile"],
         "changed": ", ".join([*request["stages"], *request["changes"]]) or "nothing",
@@ -232,6 +226,19 @@ def _settings(run: FinishedRun) -> dict[str, str]:
         "python": found["python"],
         "libraries": ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
     }
+
+
+def stages_ran(found: Mapping[str, Any], nodes: Sequence[str]) -> list[StageRan]:
+    """These nodes as the run's settings have them."""
+    return [
+        StageRan(
+            name=name,
+            backend=f"{print_['backend']} v{print_['version']}",
+            settings=", ".join(f"{setting} = {value}" for setting, value in print_["config"].items()),
+            weights=print_["weights"],
+        )
+        for name, print_ in ((name, found["nodes"][name]) for name in nodes)
+    ]
 
 
 def _failures(rows: Sequence[Row], evaluation: Evaluation | None) -> list[Failure]:
@@ -317,7 +324,7 @@ class _PartOfRun(RunFolder):
 
 
 def write_comparison(
-    a: RunFolder, b: RunFolder, protocols: Sequence[str] = ("open",), device: str = "auto", progress: Advance = _silent
+    a: RunFolder, b: RunFolder, protocols: Sequence[str] = ("open",), device: str = "auto", progress: Advance = silent
 ) -> Compared:
     """Compare B with A over the pairs of pictures that both have finished; write B/report/compare-A.html and .json.
 

@@ -16,7 +16,8 @@ from rich.text import Text
 from flows.attempts import history
 from flows.plan import PAIR_NODES, open_store
 from flows.progress import duration, plural
-from storage.run import Row, RunFolder, read_lines
+from storage.run import BaseRow, read_lines
+from storage.video_run import open_run
 
 FOLLOW_EVERY = 1.0  # s between looks at a run
 
@@ -102,7 +103,7 @@ class RunState:
 
 def print_status(run: str) -> int:
     """Counts, stages, rate and failures by reason; 2 if items failed or are left."""
-    folder = RunFolder(run)
+    folder = open_run(run)
     settings = folder.read_settings()
     rows = folder.read_rows()
     counts = Counter(row.status for row in rows)
@@ -114,7 +115,7 @@ def print_status(run: str) -> int:
         counts = Counter(done=state.done, failed=state.failed, left=state.left)
     quarantined = sum(row.quarantined and bool(row.key) for row in rows)
     console.print(
-        f"{folder.path}: {plural(len(rows), 'pair')}: {counts['done']} done, {counts['failed']} failed, {counts['left']} left"
+        f"{folder.path}: {plural(len(rows), folder.noun)}: {counts['done']} done, {counts['failed']} failed, {counts['left']} left"
         + (f"; {quarantined} of the failed are quarantined" if quarantined else "")
     )
     console.print(
@@ -123,7 +124,7 @@ def print_status(run: str) -> int:
     if state.stages:
         console.print(_table(state))
     if counts["left"]:
-        console.print(_outlook(state, holder, time.time()))
+        console.print(_outlook(state, holder, time.time(), folder.noun))
     for (stage, reason), count in Counter((row.stage, row.reason) for row in rows if row.status == "failed").most_common():
         console.print(f"{count} failed in {stage}: {reason}", markup=False)
     return 2 if counts["failed"] or counts["left"] else 0
@@ -131,7 +132,7 @@ def print_status(run: str) -> int:
 
 def print_failed(run: str) -> int:
     """Every failed pair with the history of its attempts; 2 if there is one."""
-    folder = RunFolder(run)
+    folder = open_run(run)
     folder.read_settings()
     failed = [row for row in folder.read_rows() if row.status == "failed"]
     past = history(folder)
@@ -139,11 +140,11 @@ def print_failed(run: str) -> int:
         print(f"{row.id}: {row.stage}: {row.reason}{tries(row)}")
         for line in past.get(row.id, ()):
             print(f"    {line}")
-    print(f"{plural(len(failed), 'failed pair')}" + ("; --retry failed tries them again" if failed else ""))
+    print(f"{plural(len(failed), f'failed {folder.noun}')}" + ("; --retry failed tries them again" if failed else ""))
     return 2 if failed else 0
 
 
-def tries(row: Row) -> str:
+def tries(row: BaseRow) -> str:
     """What a failed row's attempts mean, to be put behind its reason."""
     if row.quarantined and row.key:
         return f" (quarantined after {plural(row.attempts, 'attempt')}; --retry quarantined tries it again)"
@@ -152,7 +153,7 @@ def tries(row: Row) -> str:
 
 def follow(run: str) -> int:
     """Show a run as it goes on, until its process ends; exit code as `print_status`. Reads only, so it may stop at any time."""
-    folder = RunFolder(run)
+    folder = open_run(run)
     folder.read_settings()
     state, at = RunState(), 0
     console = Console(highlight=False)
@@ -161,8 +162,8 @@ def follow(run: str) -> int:
             holder = folder.holder()
             events, at = read_lines(folder.log, at)
             state.feed(events)
-            counts = f"{folder.path}: {plural(state.items, 'pair')}: {state.done} done, {state.failed} failed, {state.left} left"
-            live.update(Group(Text(counts), _table(state), Text(_outlook(state, holder, time.time()))), refresh=True)
+            counts = f"{folder.path}: {plural(state.items, folder.noun)}: {state.done} done, {state.failed} failed, {state.left} left"
+            live.update(Group(Text(counts), _table(state), Text(_outlook(state, holder, time.time(), folder.noun))), refresh=True)
             if not holder or state.ended:
                 break
             time.sleep(FOLLOW_EVERY)
@@ -182,12 +183,12 @@ def _table(state: RunState) -> Table:
     return table
 
 
-def _outlook(state: RunState, holder: str, now: float) -> str:
+def _outlook(state: RunState, holder: str, now: float, noun: str) -> str:
     if state.ended:
         return "ended" if not state.left else "ended before all was done; the same command continues"
     if not holder:
         return "no process is working on it; the same command continues"
-    rate = f"{state.finished / max(now - state.began, 1e-3) * 60:.1f} pairs/min, " if state.finished else ""
+    rate = f"{state.finished / max(now - state.began, 1e-3) * 60:.1f} {noun}s/min, " if state.finished else ""
     left = state.seconds_left(now)
     eta = f"about {duration(left)} left" if left is not None else "time left not known yet"
     return f"{holder}: {rate}{eta}; last event {duration(max(0.0, now - state.last))} ago"

@@ -193,7 +193,7 @@ def make_clip(
                 progress(frame + 1, frames)
 
     try:
-        _write_mp4(temporary, moving(), frames, fps, size)
+        write_mp4(temporary, moving(), frames, fps, size)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -220,8 +220,8 @@ def _motions(generator: MobileStyleGAN) -> tuple[Float32, Float32]:
     return found[0], found[1]
 
 
-def _write_mp4(path: Path, pictures: Iterator[UInt8], frames: int, fps: int, size: int) -> None:
-    """Encode with one thread and without tags, so that the same pictures give the same bytes."""
+def write_mp4(path: Path, pictures: Iterator[UInt8], frames: int, fps: int, size: int) -> None:
+    """A clip of square pictures with a soundtrack, encoded with one thread and without tags: the same pictures give the same bytes."""
     import av
 
     rate, block = 48000, 1024  # Hz; samples per AAC frame

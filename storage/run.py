@@ -15,9 +15,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,16 +56,13 @@ class DamagedFile(RunError):
 
 
 @dataclass(kw_only=True, slots=True)
-class Row:
-    """One item of a run."""
+class BaseRow:
+    """What the manifests of all kinds of runs say of an item."""
 
     id: str
     source: str
-    target: str
     source_sha256: str = ""
-    target_sha256: str = ""
     source_face: int = 0
-    target_face: int = 0
     status: str = "left"
     stage: str = ""
     reason: str = ""
@@ -78,8 +75,25 @@ class Row:
     quarantined: bool = False
 
 
-class RunFolder:
+@dataclass(kw_only=True, slots=True)
+class Row(BaseRow):
+    """One pair of a run."""
+
+    target: str
+    target_sha256: str = ""
+    target_face: int = 0
+
+
+AnyRow = TypeVar("AnyRow", bound=BaseRow)
+
+
+class RunFiles(Generic[AnyRow]):
     """A run's files. Everything is replaced as a whole or appended by line, so that a killed run leaves readable files."""
+
+    noun: str
+    """What an item is."""
+    schema: pa.Schema
+    row: type[AnyRow]
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -138,22 +152,27 @@ class RunFolder:
             return ""
         return holder
 
-    def read_rows(self) -> list[Row]:
-        """Rows of the manifest as last written; none if there is no manifest. Raises DamagedFile."""
+    def read_rows(self) -> list[AnyRow]:
+        """Rows of the manifest as last written; none if there is no manifest. Raises DamagedFile, or RunError for another kind of run."""
         if not self.manifest.exists():
             return []
         try:
-            table = pq.read_table(io.BytesIO(self.manifest.read_bytes()), schema=MANIFEST_SCHEMA)
+            data = self.manifest.read_bytes()
+            names = set(pq.read_schema(io.BytesIO(data)).names)
+            table = pq.read_table(io.BytesIO(data), schema=self.schema)
         except (pa.ArrowException, OSError) as error:
             raise DamagedFile(f"{self.manifest}: the manifest cannot be read ({error}); repeat the run's command: it is rebuilt") from None
-        return [_row(columns) for batch in table.to_batches(10_000) for columns in batch.to_pylist()]
+        if missing := {column.name for column in fields(self.row) if column.default is MISSING} - names:
+            lacking = f"its manifest has no column {min(missing)}"
+            raise RunError(f"{self.path}: not a run of {self.noun}s ({lacking}); choose another run folder")
+        return [self._row(columns) for batch in table.to_batches(10_000) for columns in batch.to_pylist()]
 
-    def write_rows(self, rows: Iterable[Row]) -> None:
+    def write_rows(self, rows: Iterable[AnyRow]) -> None:
         """Replace the manifest, in pieces that keep memory small beside the rows themselves."""
         buffer = io.BytesIO()
-        with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(buffer, self.schema, compression="zstd") as writer:
             for batch in _batched(rows, 50_000):
-                writer.write_table(pa.Table.from_pylist([asdict(row) for row in batch], MANIFEST_SCHEMA))
+                writer.write_table(pa.Table.from_pylist([asdict(row) for row in batch], self.schema))
         write_atomic(self.manifest, buffer.getvalue(), durable=True)
 
     def read_settings(self) -> dict[str, Any]:
@@ -175,6 +194,18 @@ class RunFolder:
     def read_log(self) -> list[dict[str, Any]]:
         """Events in order; what a crash cut or damaged is left out."""
         return read_lines(self.log)[0]
+
+    def _row(self, columns: dict[str, Any]) -> AnyRow:
+        """A manifest row; columns that an older manifest lacks have their defaults."""
+        return self.row(**{name: value for name, value in columns.items() if value is not None})
+
+
+class RunFolder(RunFiles[Row]):
+    """The run folder of pairs."""
+
+    noun = "pair"
+    schema = MANIFEST_SCHEMA
+    row = Row
 
 
 def unlock(lock: IO[bytes]) -> None:
@@ -227,13 +258,8 @@ def read_lines(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
     return found, start
 
 
-def _row(columns: dict[str, Any]) -> Row:
-    """A manifest row; columns that an older manifest lacks have their defaults."""
-    return Row(**{name: value for name, value in columns.items() if value is not None})
-
-
-def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    batch: list[Row] = []
+def _batched(rows: Iterable[AnyRow], size: int) -> Iterator[list[AnyRow]]:
+    batch: list[AnyRow] = []
     for row in rows:
         batch.append(row)
         if len(batch) == size:

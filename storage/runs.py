@@ -117,6 +117,12 @@ class Runs:
             raise
         return lease
 
+    def extend(self, run: Path, keys: Iterable[str]) -> None:
+        """Add keys to those that a registered run may use."""
+        name = f"{run_id(run)}-{digest_bytes(str(run.absolute()).encode())[:8]}"
+        known = [key for found in self.registered() if found.id == name for key in self._keys_of(found).to_pylist()]
+        self._write_keys(name, [*known, *keys])
+
     def registered(self) -> list[Run]:
         """All runs that registered here, in order of their folders."""
         now = self.now()

@@ -37,6 +37,8 @@ ARRAY_SCHEMA = pa.schema(
     [("key", pa.string()), ("output", pa.string()), ("dtype", pa.string()), ("shape", pa.list_(pa.int32())), ("data", pa.binary())]
 )
 
+SHARD_BYTES = 64_000_000  # of arrays that were read and are kept for the next reading
+
 
 class Damaged(Exception):
     """A stored artifact is missing or its bytes do not match their digest."""
@@ -163,7 +165,8 @@ class Store:
     def _read_array(self, artifact: Artifact, output: str, payload: Payload) -> Array:
         shard = self._shards.get(payload.file)
         if shard is None:
-            if len(self._shards) >= 64:  # a shard holds a chunk's arrays: a few chunks back is enough
+            # A shard holds a chunk's arrays: a few chunks back is enough.
+            if len(self._shards) >= 64 or sum(kept.nbytes for kept in self._shards.values()) > SHARD_BYTES:
                 self._shards.clear()
             data = self._bytes(artifact, payload)
             if digest_bytes(data) != Path(payload.file).stem:

@@ -18,6 +18,8 @@ STAGES = ("align", "mesh", "reenact", "parse", "encode", "tune", "swap", "recolo
 """Stage names; each is a module `tasks.<name>` with `BACKENDS`, the default first."""
 
 MORE_BACKENDS = {
+    "align": ("tasks.align_followed",),
+    "mesh": ("tasks.mesh_followed",),
     "reenact": ("tasks.reenact_network",),
     "encode": ("tasks.encode_regions", "tasks.encode_rgi"),
     "swap": ("tasks.swap_codes", "tasks.swap_rgi"),
@@ -42,6 +44,12 @@ class Image:
     sha256: str
     face_index: int = 0
     pixels: int = 0  # width x height, for bounding memory
+    course: tuple[float, ...] | None = None  # where the face is, if that is known already: see tasks/align_followed.py
+    motion: str = ""  # sha256 of its mesh, if that is known already: see tasks/mesh_followed.py
+
+
+_PLAIN = ("face_index", "course", "motion")
+_ROOTS = ("image", *_PLAIN)
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,9 @@ class Item:
 class Node:
     """One stage at one place of the graph.
 
-    A wire names where an input comes from: `image` and `face_index` (the picture itself), `align.face` (another node's output), for
-    nodes of a pair also with the role in front (`source.align.face`). A backend takes the wires that it reads. A node is called as its
-    stage, or so with something behind it (`encode_driven`).
+    A wire names where an input comes from: `image`, `face_index`, `course` and `motion` (the picture itself), `align.face` (another node's
+    output), for nodes of a pair also with the role in front (`source.align.face`). A backend takes the wires that it reads. A node is
+    called as its stage, or so with something behind it (`encode_driven`).
     """
 
     name: str
@@ -125,25 +133,30 @@ def _outside_backend(stage: str, name: str) -> Stage:
 
 def make_config(stage: Stage, options: Mapping[str, Any]) -> Any:
     """The stage's config with some fields changed; values are checked against the type of the default. Raises UsageError."""
-    known = {field.name: field for field in fields(stage.config)}
-    default = stage.config()
+    return configured(stage.config, options, stage.name, f"stage {stage.name} ({stage.backend})")
+
+
+def configured(config: type, options: Mapping[str, Any], name: str, owner: str) -> Any:
+    """A config with some fields changed, as `make_config`; `name` stands before a setting's own, `owner` says whose they are."""
+    known = {field.name: field for field in fields(config)}
+    default = config()
     changed: dict[str, Any] = {}
-    for name, value in options.items():
-        if name not in known:
-            raise UsageError(f"stage {stage.name} ({stage.backend}) has no setting {name!r}; it has {', '.join(known) or 'none'}")
-        want = type(getattr(default, name))
+    for setting, value in options.items():
+        if setting not in known:
+            raise UsageError(f"{owner} has no setting {setting!r}; it has {', '.join(known) or 'none'}")
+        want = type(getattr(default, setting))
         if want is float and type(value) is int:
             value = float(value)
         if want is tuple and isinstance(value, list):
             value = tuple(value)
-        if not _fits(value, getattr(default, name)):
-            shown = f"like {list(getattr(default, name))!r}" if want is tuple else want.__name__
-            raise UsageError(f"{stage.name}.{name} must be {shown}, got {value!r}")
-        changed[name] = value
+        if not _fits(value, getattr(default, setting)):
+            shown = f"like {list(getattr(default, setting))!r}" if want is tuple else want.__name__
+            raise UsageError(f"{name}.{setting} must be {shown}, got {value!r}")
+        changed[setting] = value
     try:
-        return stage.config(**changed)
+        return config(**changed)
     except ValueError as error:
-        raise UsageError(f"{stage.name}: {error}") from None
+        raise UsageError(f"{name}: {error}") from None
 
 
 def _fits(value: Any, default: Any) -> bool:
@@ -210,7 +223,7 @@ class Graph:
         """(producer, output) of everything that a node's backend reads of other nodes."""
         for read in self.reads(node):
             *path, output = self._wire(self.all_nodes[node], read).split(".")
-            if output not in ("image", "face_index"):
+            if output not in _ROOTS:
                 yield path[-1], output
 
     def reads(self, name: str) -> tuple[str, ...]:
@@ -255,7 +268,7 @@ class Graph:
             "version": stage.version,
             "config": asdict(config),
             "weights": {weight: weight_digest(weight) for weight in stage.weights(config)},
-            "libraries": {library: _version(library, stage) for library in stage.libraries},
+            "libraries": {library: library_version(library, f"stage {stage.name}, backend {stage.backend}") for library in stage.libraries},
             "device": self.device(name),
             "precision": "float32",
         }
@@ -283,8 +296,8 @@ class Graph:
         for read in self.reads(node.name):
             *path, output = self._wire(node, read).split(".")
             of = item.images[role or path.pop(0)] if output == "image" else image
-            if output == "face_index" and of:
-                constants[read] = of.face_index
+            if output in _PLAIN and of:
+                constants[read] = getattr(of, output)
             elif output == "image" and of:
                 reads[read] = (of.sha256, "image")
             else:
@@ -307,9 +320,10 @@ def needed(works: Mapping[str, Work], finals: Collection[str], have: Collection[
     return [work for key, work in works.items() if key in wanted]
 
 
-def _version(distribution: str, stage: Stage) -> str:
+def library_version(distribution: str, user: str = "this command") -> str:
+    """The installed version of a package. Raises UsageError if `user`, which needs it, has to do without."""
     try:
         return version(distribution)
     except PackageNotFoundError:
-        needs = f"stage {stage.name}, backend {stage.backend}, needs the package {distribution}"
+        needs = f"{user} needs the package {distribution}"
         raise UsageError(f"{needs}, which is not installed; see the extras in pyproject.toml and `e4s doctor`") from None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from e4s_models.weights import weight_digest
 from storage.faults import fault_point
@@ -75,6 +75,17 @@ class ChunkResult:
     places: dict[str, str] = field(default_factory=dict)  # name of the worker process by node, where there are several
 
 
+class Root(Protocol):
+    """What the stages get as the root input `image`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def pixels(self) -> int: ...
+    def read(self) -> Frame: ...
+    def text(self) -> dict[str, str]: ...
+
+
 @dataclass
 class Loaded:
     """A root image whose decoding was started ahead of time."""
@@ -103,7 +114,9 @@ class Worker:
     keep: Keep = "all"
     at_once: int = 1  # items that a stage works on at the same time, where it allows that
     notify: Callable[[float], None] = lambda share: None  # told which share of the running chunk's work is done
-    loaded: dict[str, Loaded] = field(default_factory=dict)
+    opened: Mapping[str, Root] = field(default_factory=dict)  # root images that are no files and are there already, by sha256
+    sink: Callable[[str, Outputs], None] | None = None  # takes the finals (key, values); they are published only if all is kept
+    loaded: dict[str, Root] = field(default_factory=dict)
     lists: dict[tuple[str, ...], WorkLists] = field(default_factory=dict)  # of the last chunks, by their items
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "e4s-io"))
     publisher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "e4s-publish"))
@@ -146,7 +159,9 @@ class Worker:
             _models[identity] = stage.load(config, device)
         return _models[identity]
 
-    def _load(self, image: Image) -> Loaded:
+    def _load(self, image: Image) -> Root:
+        if image.sha256 in self.opened:
+            return self.opened[image.sha256]
         if image.sha256 not in self.loaded:
             file = ImageFile(image.path, image.sha256, max(image.pixels, MAX_PIXELS))  # the user's limit was applied by the plan
             self.loaded[image.sha256] = Loaded(file, self.threads.submit(file.read), image.pixels)
@@ -321,9 +336,11 @@ class _ChunkRun:
         for name, value in output.items():
             if (work.key, name) in self.last_reader:
                 self.values[work.key, name] = value
+        if self.worker.sink and node in self.final_nodes:
+            self.worker.sink(work.key, output)
         kept = (
             self.worker.keep == "all"
-            or node in self.final_nodes
+            or (node in self.final_nodes and not self.worker.sink)
             or work.key in self.job.shared
             or work.key in self.handed
             or (self.worker.keep == "resume" and self.graph.all_nodes[node].checkpoint)

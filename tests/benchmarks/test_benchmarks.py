@@ -23,6 +23,15 @@ ROOT = Path(__file__).parents[2]
         ("evaluation", ["memory_large_over_small_run", "features_computed_again", "batch_difference"], []),
         ("overhead", ["same_bytes"], ["planning_ms_per_pair", "flow_over_loop"]),
         ("scale", [], ["cpu_per_pair_large_over_small", "ms_per_pair_and_stage", "dask_ms_per_pair_and_stage"]),
+        pytest.param(
+            "video",
+            ["memory_long_over_short", "same_bytes"],
+            ["flow_over_stages", "jitter_output_over_input", "jitter_smoothed_over_not"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "soak_video", ["kills", "rounds", "wrong_outputs", "keys_finished_twice"], ["in_flight_share"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_quick_size_runs(name: str, exact: list[str], timed: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,361 @@
+"""From a request for videos to a plan: which are done, which are to do, and what decides their bytes. Loads no model, no torch, no PyAV."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Final, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from e4s_models.weights import weight_digest
+from flows.attempts import Attempts
+from flows.inputs import check_id
+from flows.pictures import Pictures
+from flows.plan import PAIR_NODES, Retry, environment, open_store, pick_device, read_previous, remove_stale, stands
+from flows.profiles import make_settings
+from storage.keys import digest
+from storage.run import unlock
+from storage.runs import Lease
+from storage.store import Store
+from storage.video_run import KIND, VideoRow, VideoRunFolder
+from tasks.frame import MAX_PIXELS
+from tasks.graph import Graph, Image, Item, Ref, Settings, UsageError, configured, library_version, make_config, needed, pick_backend
+from tasks.paste import PasteConfig
+from tasks.runner import cpu_threads
+from tasks.stage import PassingError
+from tasks.track import SmoothConfig, TrackConfig
+from tasks.video import ProbeConfig
+from tasks.video_pass import DETECT_RANGE, ID_NETWORK, Way
+from tasks.video_write import EncodeConfig
+
+VideoKeep = Literal["all", "final"]
+
+_FOLLOWED: Final = {"align": {"course": "course"}, "mesh": {"image": "image", "motion": "motion"}}
+
+VIDEO_NODES = tuple(replace(node, wires={**node.wires, **_FOLLOWED.get(node.name, {})}) for node in PAIR_NODES if node.name != "paste")
+"""The stages of a pair; the target is a frame whose face is followed, and its pasting is done in the frame's own planes."""
+
+FRAME_RESULT: Ref = ("inpaint", "inpainted")
+
+CONFIGS: Final[Mapping[str, type]] = {"probe": ProbeConfig, "track": TrackConfig, "smooth": SmoothConfig, "output": EncodeConfig}
+"""Settings that are no stage's, by the name in `--set NAME.SETTING=VALUE` and in a profile."""
+
+VERSIONS: Final = {"probe": 1, "detect": 1, "track": 1, "segment": 1}
+"""Raise one whenever the bytes of that artifact change for the same inputs and settings."""
+
+_LIBRARIES: Final = ("av", "numpy", "opencv-python-headless")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRequest:
+    """What the user asked for."""
+
+    manifest: str
+    run: str
+    profile: str = "mobile"
+    stages: Sequence[str] = ()  # such as swap=codes
+    changes: Sequence[str] = ()  # such as smooth.centre=0 or output.codec=ffv1
+    device: str = "auto"
+    keep: VideoKeep = "final"  # final: what lets the run go on, and source-side work; all: every picture of every frame, too
+    store: str = ""  # default: the folder `store` inside the run folder
+    chunk: int = 16  # frames that go through the stages together; decides memory, not bytes
+    workers: int = 0  # frames that a thread-safe stage works on at once; 0: one per core
+    source_face: int = 0
+    face: str = "largest"  # who is swapped: largest, a number, or the path of a picture of the person
+    max_pixels: int = MAX_PIXELS
+    fail_fast: bool = False  # stop after the first video that failed
+    verify: bool = False  # check the digest of finished outputs, not only their size
+    retry: Sequence[Retry] = ()
+    max_attempts: int = 3
+    threads: int = 0  # of the computing libraries
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_attempts", 1), ("chunk", 1), ("workers", 0), ("threads", 0), ("max_pixels", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        if self.keep not in ("all", "final"):
+            raise UsageError(f"--keep {self.keep!r}: choose all or final")
+
+    def compute_threads(self) -> int:
+        """Threads of the computing libraries."""
+        return self.threads or cpu_threads()
+
+
+@dataclass(frozen=True)
+class Configs:
+    """Settings that are no node's."""
+
+    probe: ProbeConfig
+    track: TrackConfig
+    smooth: SmoothConfig
+    output: EncodeConfig
+    paste: PasteConfig
+
+
+@dataclass
+class VideoPlan:
+    """A request against what exists."""
+
+    request: VideoRequest
+    graph: Graph
+    configs: Configs
+    store: Store
+    folder: VideoRunFolder
+    rows: dict[str, VideoRow]
+    todo: list[str]  # ids
+    done_before: int
+    seconds: float
+    attempts: Attempts
+    lock: IO[bytes] | None = field(default=None, repr=False)
+    lease: Lease | None = field(default=None, repr=False)
+
+    @cached_property
+    def prints(self) -> dict[str, Any]:
+        """What decides each kind of artifact beside its inputs."""
+        return _prints(self.graph, self.configs)
+
+    def probe_key(self, row: VideoRow) -> str:
+        """Of a video's frame table."""
+        return digest(["probe", self.prints["probe"], row.video_sha256])
+
+    def detect_key(self, row: VideoRow, start: int, stop: int) -> str:
+        """Of what was found in a stretch of frames."""
+        return digest(["detect", self.prints["detect"], self.prints["probe"], row.video_sha256, start, stop])
+
+    def track_key(self, row: VideoRow, detected: Sequence[str]) -> str:
+        """Of the chosen person's course, which follows from the keys of all detections."""
+        return digest(["track", self.prints["track"], row.face_sha256 or int(row.face), detected])
+
+    @cached_property
+    def mesh_reach(self) -> int:
+        """Frames on each side whose meshes decide a frame's; 0 where meshes are not smoothed over time."""
+        followed = "mesh" in self.graph.fingerprints and self.graph.stages["mesh"].backend == "followed"
+        return self.configs.smooth.overlap if followed and self.configs.smooth.mesh else 0
+
+    def segment_key(self, row: VideoRow, start: int, stop: int, way: Way) -> str:
+        """Of an encoded group of pictures, frames [start, stop).
+
+        It names all that decides the keys of the frames' own results, which are not worked out for this.
+        """
+        first, last = max(0, start - self.mesh_reach), min(len(way.state), stop + self.mesh_reach)
+        around = [[way.course(frame), int(way.run[frame] - way.run[first])] for frame in range(first, last)]
+        source = [row.source_sha256, row.source_face]
+        return digest(["segment", self.prints["segment"], self.prints["probe"], source, row.video_sha256, start, stop, first, around])
+
+    def item(self, row: VideoRow, frame: int, frame_id: str, course: tuple[float, ...], motion: str = "") -> Item:
+        """The pair of source and one frame."""
+        return Item(f"{row.id}:{frame}", {"source": self.source(row), "target": Image(row.video, frame_id, course=course, motion=motion)})
+
+    def source(self, row: VideoRow) -> Image:
+        return Image(row.source, row.source_sha256, row.source_face)
+
+    def source_graph(self) -> Graph:
+        """The work on a source that does not depend on the frame, as a graph of its own with the same keys."""
+        any_frame = Image("", "0" * 64, course=(0.0,) * 140)
+        works = self.graph.works(Item("", {"source": any_frame, "target": replace(any_frame, sha256="1" * 64)}))
+        by_key = {work.key: work for work in works.values()}
+        used = {work.key for work in needed(by_key, [works[FRAME_RESULT[0], ""].key], ())}
+        wanted = [place for place, work in works.items() if place[1] == "source" and work.key in used]
+        return Graph(VIDEO_NODES, FRAME_RESULT, self.graph.settings, wanted=wanted)
+
+    def describe(self) -> dict[str, object]:
+        """Contents of run.json."""
+        settings = {name: asdict(config) for name, config in vars(self.configs).items()}
+        return {
+            "kind": KIND,
+            **environment(asdict(self.request), self.request.compute_threads(), self.graph),
+            "videos": {"prints": self.prints, **settings},
+        }
+
+    def record(self) -> None:
+        """Write the run's settings and rows as they stand."""
+        self.folder.write_settings(self.describe())
+        self.folder.write_rows(self.rows.values())
+
+    def close(self) -> None:
+        if self.lease:
+            self.lease.close()
+        if self.lock:
+            unlock(self.lock)
+            self.lock = None
+
+
+def _prints(graph: Graph, configs: Configs) -> dict[str, Any]:
+    def made(kind: str, *weights: str, libraries: Sequence[str] = _LIBRARIES, **more: Any) -> dict[str, Any]:
+        return {
+            "version": VERSIONS[kind],
+            "weights": {name: weight_digest(name) for name in weights},
+            "libraries": {name: library_version(name) for name in libraries},
+            **more,
+        }
+
+    landmarks, paste = "dlib_landmarks68", pick_backend("paste", graph.settings.backends.get("paste"))
+    output = {name: value for name, value in asdict(configs.output).items() if name != "container"}
+    return {
+        "probe": made("probe", config=asdict(configs.probe)),
+        "detect": made("detect", landmarks, libraries=(*_LIBRARIES, "dlib-bin"), range=DETECT_RANGE),
+        "track": made(
+            "track",
+            landmarks,
+            ID_NETWORK,
+            libraries=(*_LIBRARIES, "dlib-bin", "torch"),
+            track=asdict(configs.track),
+            smooth=asdict(configs.smooth),
+            min_face=graph.configs["align"].min_face,
+        ),
+        "segment": made(
+            "segment", nodes=graph.fingerprints, paste=[paste.version, asdict(configs.paste)], output=output, smooth=asdict(configs.smooth)
+        ),
+    }
+
+
+def make_video_plan(request: VideoRequest) -> VideoPlan:
+    """Read the manifest, hash the inputs, see what is done. Raises UsageError or RunError."""
+    began = time.perf_counter()
+    settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device))
+    options = dict(settings.options)
+    own = {name: configured(config, options.pop(name, {}), name, name) for name, config in CONFIGS.items()}
+    if options.get("align") and settings.backends.get("align", "followed") != "followed":
+        raise UsageError("--stage align: in a video the face is followed; leave it out")
+    backends = {"mesh": "followed", **settings.backends, "align": "followed"}
+    graph = Graph(VIDEO_NODES, FRAME_RESULT, Settings(backends, options, settings.device))
+    paste = pick_backend("paste", settings.backends.get("paste"))
+    if paste.config is not PasteConfig:
+        raise UsageError(f"--stage paste={paste.backend}: faces are pasted into a video by paste=feather only")
+    configs = Configs(**own, paste=make_config(paste, options.get("paste", {})))
+    rows = {row.id: row for row in read_videos(request.manifest, source_face=request.source_face, face=request.face)}
+    folder = VideoRunFolder(request.run)
+    folder.create()
+    lock = folder.lock()
+    _, before = read_previous(folder)
+    store = open_store(folder, request.store)
+    attempts = Attempts(folder, request.max_attempts)
+    plan = VideoPlan(request, graph, configs, store, folder, rows, [], 0, 0.0, attempts, lock)
+    try:
+        _identify(plan)
+        _sort_out(plan, before)
+        remove_stale(folder, before.values(), rows)
+        if plan.todo:
+            plan.lease = store.register(folder.path, (row.key for row in rows.values() if row.key))
+    except BaseException:
+        plan.close()
+        raise
+    plan.done_before = sum(row.status == "done" for row in rows.values())
+    plan.seconds = time.perf_counter() - began
+    return plan
+
+
+def _identify(plan: VideoPlan) -> None:
+    """Hash all files; a row whose files cannot be used fails."""
+    request, rows = plan.request, [row for row in plan.rows.values() if not row.reason]
+    pictures = Pictures(plan.folder.path / "inputs.parquet", request.max_pixels, trust=not request.verify)
+    videos = Pictures(plan.folder.path / "videos.parquet", request.max_pixels, trust=not request.verify, probe=_no_probe)
+    images = pictures.find([*(row.source for row in rows), *(row.face for row in rows if not row.face.isdecimal())])
+    films = videos.find(row.video for row in rows)
+    pictures.remember()
+    videos.remember()
+    for row in rows:
+        person = None if row.face.isdecimal() else images[row.face]
+        for role, found in (("source", images[row.source]), ("video", films[row.video]), ("face", person)):
+            if isinstance(found, str):
+                row.stage, row.reason = "input", row.reason or f"{role}: {found}"
+            elif found:
+                setattr(row, f"{role}_sha256", found.sha256)
+        if not row.reason:
+            person_key = row.face_sha256 or int(row.face)
+            source, container = [row.source_sha256, row.source_face], plan.configs.output.container
+            row.key = digest(["video", plan.prints, source, row.video_sha256, person_key, container])
+
+
+def _no_probe(path: str, max_pixels: int) -> tuple[int, int]:
+    """Pictures are probed while planning; a video is, when its turn comes."""
+    if not Path(path).is_file():
+        raise PassingError(f"{path} does not exist or is not a file: correct its path.")
+    return 0, 0
+
+
+def _sort_out(plan: VideoPlan, before: Mapping[str, VideoRow]) -> None:
+    """Which rows are done, which are tried, and which are not, for what reason."""
+    unreadable = []
+    for row in list(plan.rows.values()):
+        earlier = before.get(row.id)
+        if row.reason:
+            row.status = "failed"
+            plan.attempts.look_up(row)
+            if not row.quarantined:
+                unreadable.append(row)
+            continue
+        if earlier and earlier.key == row.key:
+            row.seconds = earlier.seconds
+            if earlier.status == "done" and stands(plan.folder, earlier, plan.request.verify) and plan.folder.frames_file(row.id).exists():
+                plan.rows[row.id] = replace(earlier, source=row.source, video=row.video, face=row.face)
+                continue
+        plan.attempts.look_up(row)
+        if row.quarantined and "quarantined" in plan.request.retry:
+            plan.attempts.release([row])
+        if not row.quarantined:
+            plan.todo.append(row.id)
+    plan.attempts.add(unreadable)
+
+
+def read_videos(manifest: str, *, source_face: int = 0, face: str = "largest") -> Iterator[VideoRow]:
+    """Videos of a manifest, .csv or .parquet, with the columns source and video and maybe id, source_face and face.
+
+    Relative paths are resolved from its own folder, that of the argument `face` from the working folder. A row with an empty or wrong
+    cell, or with the id of an earlier row, fails with a reason; anything wrong with the whole raises UsageError.
+    """
+    path = Path(manifest)
+    cells = _read_manifest(path)
+    seen: set[str] = set()
+    for number, cell in enumerate(cells):
+        text = {name: str(value).strip() for name, value in cell.items() if value not in (None, "")}
+        name, problem = check_id(number, text.get("id")), ""
+        if name in seen:
+            problem = f"row {number + 1} has the id {name!r} of an earlier row; ids must be unique, or leave the column out"
+            name = f"{name}#{number + 1}"
+        seen.add(name)
+        for role in ("source", "video"):
+            if role not in text:
+                problem = problem or f"the cell {role} is empty in row {number + 1}; fill it in"
+        index = text.get("source_face", str(source_face))
+        if not index.isdecimal():
+            problem, index = problem or f"source_face must be a whole number, got {index!r} in row {number + 1}", "0"
+        who = _who(text["face"], path.parent) if "face" in text else _who(face, Path())
+        source, video = (str((path.parent / text[role]).absolute()) if role in text else "" for role in ("source", "video"))
+        row = VideoRow(id=name, source=source, video=video, source_face=int(index), face=who)
+        row.stage, row.reason = ("input", problem) if problem else ("", "")
+        yield row
+
+
+def _who(cell: str, folder: Path) -> str:
+    """largest or a number -> the number; else the path of a picture."""
+    if cell == "largest":
+        return "0"
+    return str(int(cell)) if cell.isdecimal() else str((folder / cell).absolute())
+
+
+def _read_manifest(path: Path) -> list[dict[str, Any]]:
+    if path.suffix not in (".csv", ".parquet") or not path.is_file():
+        raise UsageError(f"{path}: no such manifest; give a .csv or .parquet file with the columns source and video")
+    try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            names, rows = list(table.schema.names), list(table.to_pylist())
+        else:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file, restkey="(no header)")
+                rows, names = list(reader), [str(name) for name in reader.fieldnames or ()]
+    except (pa.ArrowException, csv.Error, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path}: the manifest cannot be read ({error})") from None
+    missing = [name for name in ("source", "video") if name not in names]
+    if missing:
+        raise UsageError(f"{path}: the manifest has no column {' and no column '.join(missing)} (it has {', '.join(names)})")
+    if not rows:
+        raise UsageError(f"{path}: the manifest has no rows")
+    return rows
