@@ -313,11 +313,18 @@ def _quoted_tables(rows: Sequence[Quoted], firsts: Mapping[str, MetricLine]) -> 
                 "table": name,
                 "title": mine[0].title,
                 "titles": [_short_title(metric) for metric in metrics],
-                "ours": [firsts[metric].measured.value if metric in firsts else None for metric in metrics],
+                "ours": [_own_number(firsts.get(metric)) for metric in metrics],
                 "rows": [(row.method, [f"{row.values[metric]:.{decimals[metric]}f}" for metric in metrics]) for row in mine],
             }
         )
     return tables
+
+
+def _own_number(line: MetricLine | None) -> float | None:
+    """A number that may stand above the paper's: none where another network's coefficients have another scale."""
+    if line is None or (line.measured.metric == "expression" and line.measured.protocol != "paper"):
+        return None
+    return line.measured.value
 
 
 def _short_title(metric: str) -> str:

@@ -158,7 +158,7 @@ def gather(folder: RunFolder, evaluation: Evaluation | None = None, limit: int =
     return Report(
         title=f"e4s pairs: {folder.path.resolve().name}",
         summary=summary,
-        notes=[sentence(note) for note in (evaluation.notes if evaluation else [_partial(counts)] if counts["left"] else [])],
+        notes=[sentence(note) for note in (_evaluation_notes(evaluation) if evaluation else [_partial(counts)] if counts["left"] else [])],
         evaluation=evaluation,
         history=read_history(folder.path / "report") if evaluation else (),
         quoted=load_quoted(),
@@ -253,6 +253,12 @@ def _failures(rows: Sequence[Row], evaluation: Evaluation | None) -> list[Failur
                 grouped[where, reason].append(pair)
     failures = [Failure(where=where, reason=reason, pairs=pairs) for (where, reason), pairs in grouped.items()]
     return sorted(failures, key=lambda failure: -len(failure.pairs))
+
+
+def _evaluation_notes(evaluation: Evaluation) -> list[str]:
+    lost = len(evaluation.unusable)
+    gone = [f"{plural(lost, 'finished pair')} could not be measured: pictures are missing or changed, see Failures"] if lost else []
+    return [*evaluation.notes, *gone]
 
 
 def told(folder: RunFolder, report: Report) -> list[str]:
