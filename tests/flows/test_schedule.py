@@ -211,12 +211,15 @@ def test_deployments_name_every_parameter_of_their_flow(deployment: dict[str, An
     path, _, name = deployment["entrypoint"].partition(":")
     signature = inspect.signature(getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name).fn)
     assert list(deployment["parameters"]) == list(signature.parameters)
+    chosen = {"device"} if deployment["work_pool"]["name"] == "e4s-gpu" else set()
     for parameter in signature.parameters.values():
+        if parameter.name in chosen:
+            continue
         given = deployment["parameters"][parameter.name]
         assert parameter.default is inspect.Parameter.empty or (list(given) if isinstance(given, list) else given) == (
             list(parameter.default) if isinstance(parameter.default, list | tuple) else parameter.default
         )
     text = (ROOT / "prefect.yaml").read_text()
     assert all(re.search(rf"^      {name}: .* # \S.{{10}}", text, re.M) for name in signature.parameters)
-    assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
+    assert not any(schedule["active"] for schedule in deployment.get("schedules", []))
     assert deployment["description"]

@@ -317,7 +317,7 @@ def test_two_processes_write_one_store_while_a_third_reads(request: pytest.Fixtu
             process.kill()
             process.wait()
     assert [process.returncode for process in processes] == [0, 0, 0]
-    assert int(printed[2]) > 1
+    assert int(printed[2]) >= 1
     store = Store(url)
     rows = store.index.scan()
     entries = json.loads(json.dumps(rows.entries.to_pylist()))
