@@ -572,7 +572,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
     if arguments.why is not None:
         from flows.why import why_again
+        from storage.video_run import VideoRunFolder, open_run
 
+        if isinstance(open_run(arguments.run), VideoRunFolder):
+            raise UsageError(f"{arguments.run}: a run of videos, for which --why is not there yet; leave it out")
         return why_again(
             arguments.run, arguments.why, profile=arguments.profile, stages=arguments.stage, changes=arguments.set, verify=arguments.verify
         )

@@ -140,7 +140,9 @@ def print_failed(run: str) -> int:
         print(f"{row.id}: {row.stage}: {row.reason}{tries(row)}")
         for line in past.get(row.id, ()):
             print(f"    {line}")
-    print(f"{plural(len(failed), f'failed {folder.noun}')}" + ("; --retry failed tries them again" if failed else ""))
+    again = [word for word in ("failed", "quarantined") if any(row.quarantined == (word == "quarantined") for row in failed)]
+    remedy = "; " + ", ".join(f"--retry {word} tries the {word} again" for word in again) if again else ""
+    print(f"{plural(len(failed), f'failed {folder.noun}')}{remedy}")
     return 2 if failed else 0
 
 
