@@ -146,6 +146,7 @@ def terminal(people_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             "pairs": [("0 1 * * *", True)],
             "videos": [("0 1 * * *", True)],
             "report": [("0 6 * * *", True)],
+            "pairs-gpu": [],
         }
     finally:
         started = psutil.Process(shell.pid).children(recursive=True)
