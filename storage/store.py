@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -101,6 +102,7 @@ class Store:
         self.index = Index(self.files)
         self.runs = Runs(self.files)
         self._shards: dict[str, pa.Table] = {}
+        self._shards_lock = Lock()  # threads read one store
 
     # -- finding ---------------------------------------------------------------------------------------------------------------------
 
@@ -163,15 +165,18 @@ class Store:
             raise Damaged(artifact, f"{artifact.stage}: {payload.file} is missing") from None
 
     def _read_array(self, artifact: Artifact, output: str, payload: Payload) -> Array:
-        shard = self._shards.get(payload.file)
+        with self._shards_lock:
+            shard = self._shards.get(payload.file)
         if shard is None:
-            # A shard holds a chunk's arrays: a few chunks back is enough.
-            if len(self._shards) >= 64 or sum(kept.nbytes for kept in self._shards.values()) > SHARD_BYTES:
-                self._shards.clear()
             data = self._bytes(artifact, payload)
             if digest_bytes(data) != Path(payload.file).stem:
                 raise CodecError("its bytes do not match its name")
-            shard = self._shards[payload.file] = pq.read_table(io.BytesIO(data), schema=ARRAY_SCHEMA)
+            shard = pq.read_table(io.BytesIO(data), schema=ARRAY_SCHEMA)
+            with self._shards_lock:
+                # A shard holds a chunk's arrays: a few chunks back is enough.
+                if len(self._shards) >= 64 or sum(kept.nbytes for kept in self._shards.values()) > SHARD_BYTES:
+                    self._shards.clear()
+                self._shards[payload.file] = shard
         row: dict[str, Any] = shard.slice(payload.row, 1).to_pylist()[0]
         if (
             row["key"] != artifact.key
@@ -202,8 +207,9 @@ class Store:
 
     def void(self, *artifacts: Artifact) -> None:
         """Cancel the index entries of damaged artifacts, or of failures to be tried again, so that they are computed and published anew."""
-        for payload in (payload for artifact in artifacts for payload in artifact.payloads.values()):
-            self._shards.pop(payload.file, None)
+        with self._shards_lock:
+            for payload in (payload for artifact in artifacts for payload in artifact.payloads.values()):
+                self._shards.pop(payload.file, None)
         rows = [{"key": artifact.key, "stage": artifact.stage, "part": artifact.part} for artifact in artifacts]
         if rows:
             self.index.cancel(pa.Table.from_pylist(rows), "void")

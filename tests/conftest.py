@@ -9,8 +9,19 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
+
 for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "E4S_FAULT"):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_in_the_project() -> Iterator[None]:
+    """What tests make belongs into their own folders: a path that went wrong would be committed one day."""
+    before = set(ROOT.iterdir())
+    yield
+    left = {path.name for path in set(ROOT.iterdir()) - before if not path.name.startswith(".")}
+    assert not left, f"tests left {left} in the project"
 
 
 @pytest.fixture(scope="session")

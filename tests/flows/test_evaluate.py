@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from homes import home_with_pulled_weights
 from torch import nn
 
 from e4s_models.user_network import add_user_network
@@ -324,8 +325,10 @@ class Pooled(nn.Module):
         return nn.functional.adaptive_avg_pool2d(x, (10, 10)).flatten(1)[:, : self.numbers]
 
 
-def test_networks_that_the_user_added_serve_the_paper_protocol(people: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("E4S_HOME", str(tmp_path / "home"))
+def test_networks_that_the_user_added_serve_the_paper_protocol(
+    people: list[Path], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("E4S_HOME", str(home_with_pulled_weights(tmp_path / "home")))
     folder = run_of(tmp_path / "run", ring(people[:2], 1), store)
     for role, numbers in (("cosface", 30), ("deep3d", 257), ("inception", 20)):
         file = tmp_path / f"{role}.pt"

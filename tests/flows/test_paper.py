@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from homes import home_with_pulled_weights
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -34,7 +35,7 @@ from e4s_models.recolor_net import RecolorNet
 from e4s_models.rgi import RGI
 from e4s_models.rgi_encoder import RegionEncoder
 from e4s_models.stylegan2 import StyleGAN2
-from e4s_models.weights import WeightsError, home
+from e4s_models.weights import WeightsError
 from flows.cli import main
 from flows.engine import Summary, execute
 from flows.plan import PAIR_NODES, PAIR_RESULT, Request, make_plan
@@ -93,19 +94,10 @@ def fill_networks(folder: Path, builds: Mapping[str, Callable[[], torch.nn.Modul
         (folder / f"{name}.json").write_text(json.dumps(record), "utf-8")
 
 
-def make_home(path: Path) -> Path:
-    """An E4S_HOME that has what was pulled on this machine, and no network yet."""
-    (path / "weights").mkdir(parents=True)
-    for pulled in (home() / "weights").glob("*"):
-        if pulled.name != "published":
-            (path / "weights" / pulled.name).symlink_to(pulled)
-    return path
-
-
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """E4S_HOME with narrow networks, for this process."""
-    path = make_home(tmp_path_factory.mktemp("home") / "e4s")
+    path = home_with_pulled_weights(tmp_path_factory.mktemp("home") / "e4s")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("E4S_HOME", str(path))
         for name, build in NARROW.items():
@@ -279,7 +271,7 @@ def test_what_the_user_adds_cannot_be_pulled(narrow: Path, capsys: pytest.Captur
 
 @pytest.mark.slow
 def test_whole_networks_take_less_than_6_gib(people: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("E4S_HOME", str(make_home(tmp_path / "home")))
+    monkeypatch.setenv("E4S_HOME", str(home_with_pulled_weights(tmp_path / "home")))
     fill_networks(added.folder(), WHOLE)
     output = tmp_path / "o.png"
     command = ["-m", "flows.cli", "swap", str(people[0]), str(people[1]), "-o", str(output), "--profile", "paper", "--device", "cpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def test_failure_is_an_artifact_with_a_reason(store: Store) -> None:
     artifact = store.lookup(["f"])["f"]
     assert artifact.failed
     assert artifact.reason == "no face found"
+
+
+def test_threads_may_read_and_cancel_at_once(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    artifacts = [publish(store, key=f"{number:064}", image=IMAGE) for number in range(100)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            for _ in range(3):
+                assert all(np.array_equal(points, POINTS) for points in threads.map(lambda found: store.read(found, "points"), artifacts))
+                list(threads.map(lambda found: (store.read(found, "points"), store.void(found)), artifacts[:50]))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_first_entry_of_a_key_wins(store: Store) -> None:
