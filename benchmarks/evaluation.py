@@ -101,8 +101,8 @@ def measure_run(path: Path, networks: Sequence[str], device: str) -> tuple[float
 
 
 def in_its_own_process(path: Path, networks: Sequence[str], device: str) -> tuple[float, int, int]:
-    command = [sys.executable, "-m", "benchmarks.evaluation", "--device", device, "--measure", str(path), *networks]
-    peak, computed, again = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    command = [sys.executable, "-X", "faulthandler", "-m", "benchmarks.evaluation", "--device", device, "--measure", str(path), *networks]
+    peak, computed, again = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     return float(peak), int(computed), int(again)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from flows.artifacts import Shown
 from flows.engine import Progress, Summary, execute
 from flows.plan import Plan, Request, Retry, make_plan
 from flows.progress import Lines
+from flows.step import run_step
 from tasks.frame import MAX_PIXELS
 from tasks.runner import Keep
 
@@ -88,13 +88,8 @@ class StageCrash(Exception):
 
 
 def stage_task(chunk: int, node: str, work: Callable[[], None]) -> None:
-    """One stage on one chunk as a Prefect task. Skip and resume are the store's business, so Prefect caches and persists nothing."""
-
-    @task(name=node, task_run_name=f"{node} of chunk {chunk}", cache_policy=NO_CACHE, persist_result=False)
-    def stage() -> None:
-        work()
-
-    stage()
+    """One stage on one chunk as a Prefect task."""
+    run_step(node, f"{node} of chunk {chunk}", work)
 
 
 def run_planned(plan: Plan, progress: Progress) -> Summary:

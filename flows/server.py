@@ -31,8 +31,8 @@ QUIET = {
 def prefect_api(log: Path, patience: float = 180.0) -> Iterator[str]:
     """Make `PREFECT_API_URL` point at a server that answers; yields the URL.
 
-    Call it before anything imports prefect. `log` takes what our own server prints. Raises UsageError if a configured server does not
-    answer, or our own does not start within `patience` seconds.
+    Best before anything imports prefect, which reads its settings then; where it was imported, they are changed. `log` takes what our own
+    server prints. Raises UsageError if a configured server does not answer, or our own does not start within `patience` seconds.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -65,7 +65,8 @@ def prefect_api(log: Path, patience: float = 180.0) -> Iterator[str]:
             if child.poll() is not None or time.monotonic() > deadline:
                 raise UsageError(f"the run's own Prefect server did not start; see {log}, or set PREFECT_API_URL to one that runs")
             time.sleep(0.1)
-        yield url
+        with _known_to_prefect(url):
+            yield url
     finally:
         del os.environ["PREFECT_API_URL"]
         child.terminate()
@@ -74,6 +75,18 @@ def prefect_api(log: Path, patience: float = 180.0) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+@contextmanager
+def _known_to_prefect(url: str) -> Iterator[None]:
+    """Let Prefect, if it is imported already, use this API: the second run of a process has a server of its own."""
+    if "prefect" not in sys.modules:
+        yield
+        return
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield
 
 
 def configured_url() -> str | None:

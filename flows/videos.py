@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from flows.engine import Summary
 from flows.pairs import StageCrash
 from flows.plan import Retry
 from flows.progress import counted
+from flows.step import run_step
 from flows.video_engine import Frames, execute_videos
 from flows.video_plan import VideoKeep, VideoPlan, VideoRequest, make_video_plan
 from tasks.frame import MAX_PIXELS
@@ -81,12 +81,7 @@ def _carry_out(plan: VideoPlan, frames: Frames) -> Summary:
 
 def part_task(part: str, name: str, work: Callable[[], None]) -> None:
     """One pass on one part of a video as a Prefect task."""
-
-    @task(name=name, task_run_name=f"{name} of {part}", cache_policy=NO_CACHE, persist_result=False)
-    def step() -> None:
-        work()
-
-    step()
+    run_step(name, f"{name} of {part}", work)
 
 
 def run_planned(plan: VideoPlan, frames: Frames) -> Summary:
