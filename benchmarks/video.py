@@ -37,9 +37,9 @@ from flows.engine import use_threads
 from flows.server import prefect_api
 from flows.synth import make_clip, make_people, write_mp4
 from flows.video_plan import FRAME_RESULT, VideoPlan, VideoRequest, make_video_plan
-from tasks.align_followed import course_of
 from tasks.runner import Worker, cpu_threads
 from tasks.stage import ItemError, UInt8
+from tasks.steady import aligned
 from tasks.video import Playhead, probe, read_frames
 from tasks.video_pass import Still, Way, detect_range, detect_ranges, put_back, track_person
 from tasks.video_write import chunk_ranges, encode_group, join
@@ -146,8 +146,11 @@ def plain_loop(plan: VideoPlan, out: Path) -> Stages:
     shared: dict[tuple[str, str], Any] = {}
 
     def swapped(frame: int, still: Still) -> Any:
-        item = plan.item(row, frame, table.frame_id(frame), course_of(way.crops, frame))
+        item = plan.item(row, frame, table.frame_id(frame), {"align": f"of frame {frame}"})
+        crop = stages("align", lambda: aligned(still.rgb, way.crops, frame, graph.configs["align"].side))
+        place = graph.works(item)["align", "target"].key
         values: dict[tuple[str, str], Any] = {(item.images["target"].sha256, "image"): still, **shared}
+        values |= {(place, name): value for name, value in crop.items()}
         values[item.images["source"].sha256, "image"] = _opened(row.source, row.source_sha256)
         for (node, role), work in graph.works(item).items():
             stage = graph.stages[node]
@@ -162,8 +165,7 @@ def plain_loop(plan: VideoPlan, out: Path) -> Stages:
             if role == "source":
                 shared.update(made)
         key = graph.works(item)[FRAME_RESULT[0], ""].key
-        crop = values[graph.works(item)["align", "target"].key, "crop_to_frame"]
-        return stages("paste", lambda: put_back(still, values[key, "inpainted"], values[key, "mask"], crop, configs.paste))
+        return stages("paste", lambda: put_back(still, values[key, "inpainted"], values[key, "mask"], crop["crop_to_frame"], configs.paste))
 
     segments = []
     for start, stop in chunk_ranges(len(table), 1, configs.output):

@@ -31,6 +31,7 @@ PAIR_NODES: tuple[Node, ...] = (
     Node("align", "align", "image", {"image": "image", "face_index": "face_index"}, checkpoint=True),
     Node("mesh", "mesh", "image", {"face": "align.face"}, checkpoint=True),
     Node("parse", "parse", "image", {"face": "align.face"}, checkpoint=True),
+    Node("light", "light", "image", {"face": "align.face", "regions": "parse.regions"}),
     Node(
         "encode",
         "encode",
@@ -100,6 +101,7 @@ PAIR_NODES: tuple[Node, ...] = (
             "swapped": "swap.swapped",
             "swapped_regions": "swap.swapped_regions",
             "seen_regions": "parse_swapped.regions",
+            "target_light": "target.light.skin",
             "mask": "swap.mask",
             **_TARGET,
         },

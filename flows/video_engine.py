@@ -28,13 +28,14 @@ from e4s_models.weights import WeightsError
 from flows.engine import CRASHES_IN_A_ROW, THIS_PROCESS, Summary, require_weights, use_threads
 from flows.video_plan import FRAME_RESULT, VideoPlan
 from storage.faults import fault_point
-from storage.keys import digest_bytes
+from storage.keys import digest, digest_bytes
 from storage.store import Artifact, Damaged, Finished, StoreError
 from storage.video_run import FRAME_SCHEMA, VideoRow
 from tasks.frame import ImageFile, hash_file
 from tasks.graph import Item, UsageError
 from tasks.runner import ChunkJob, ChunkResult, DiskFull, Worker, run_chunk
-from tasks.stage import Array, Float32, ItemError, Outputs, PassingError
+from tasks.stage import Array, ItemError, Outputs, PassingError
+from tasks.steady import Known, Steady, aligned
 from tasks.video_pass import (
     ID_NETWORK,
     Still,
@@ -44,7 +45,6 @@ from tasks.video_pass import (
     identify,
     put_back,
     reference_identity,
-    steady_meshes,
     time_of,
     track_person,
 )
@@ -380,15 +380,19 @@ class _Video:
             worker=THIS_PROCESS,
         )
 
+    def took(self, spent: Mapping[str, tuple[int, float]]) -> None:
+        """Note what stages did for a group before its frames went through the graph."""
+        for node, (count, seconds) in spent.items():
+            self.summary.computed[node] = self.summary.computed.get(node, 0) + count
+            self._log(node, count, seconds)
+            self.node_seconds += seconds
+
     def take(self, result: ChunkResult) -> None:
         """Note what a chunk of frames did."""
         for sentence in result.repaired:
             print(f"e4s: {sentence}", file=sys.stderr)
             self.plan.folder.append_log("repair", chunk=self.number, reason=sentence)
-        for node, count in result.computed.items():
-            self.summary.computed[node] = self.summary.computed.get(node, 0) + count
-            self._log(node, count, result.seconds[node])
-            self.node_seconds += result.seconds[node]
+        self.took({node: (count, result.seconds[node]) for node, count in result.computed.items()})
         if result.crash:
             raise ProgramError(result.crash)
 
@@ -447,29 +451,23 @@ class _Group:
 
     def __init__(self, video: _Video, table: FrameTable, playhead: Playhead, way: Way) -> None:
         self.video, self.table, self.playhead, self.way = video, table, playhead, way
+        self.steady = Steady(video.tools.worker, way, video.plan.configs.smooth)
+        self.known: dict[int, Known] = {}
         self.state: list[int] = []
         self.reasons: dict[int, tuple[str, str]] = {}
 
     def encode(self, start: int, stop: int) -> Outputs:
         """Writes `segment` (bytes), `state` (n,) and `reasons` (JSON: frame in the group -> stage, reason), all uint8."""
         self.state, self.reasons = [], {}
-        self.meshes = self._meshes(start, stop)
+        self.known = self.steady.group(start, stop, self.playhead.frames)
+        self.video.took(self.steady.spent)
+        self.steady.spent = {}
         data = encode_group(self.table, start, self._frames(start, stop), self.video.plan.configs.output)
         return {
             "segment": np.frombuffer(data, np.uint8),
             "state": np.array(self.state, np.uint8),
             "reasons": np.frombuffer(json.dumps({str(frame - start): reason for frame, reason in self.reasons.items()}).encode(), np.uint8),
         }
-
-    def _meshes(self, start: int, stop: int) -> dict[int, Float32]:
-        """The group's meshes, smoothed over time."""
-        plan = self.video.plan
-        if not plan.mesh_reach or not self.way.with_face[start:stop].any():
-            return {}
-        first, last = max(0, start - plan.mesh_reach), min(len(self.table), stop + plan.mesh_reach)
-        model, least = self.video.tools.worker.model("mesh"), plan.graph.configs["mesh"].min_presence
-        frames = self.playhead.frames(first, last)
-        return steady_meshes(model, least, frames, first, self.way, plan.graph.configs["align"].side, plan.configs.smooth)
 
     def _frames(self, start: int, stop: int) -> Iterator[PlanarFrame]:
         size = self.video.plan.request.chunk
@@ -479,16 +477,17 @@ class _Group:
     def _swapped(self, start: int, stop: int) -> Iterator[PlanarFrame]:
         """Frames of one chunk, swapped where that works."""
         row, plan = self.video.row, self.video.plan
-        planes_of = enumerate(self.playhead.frames(start, stop), start)
-        stills = [Still(row.video, planes, self.meshes.get(frame)) for frame, planes in planes_of]
+        stills = [Still(row.video, planes) for planes in self.playhead.frames(start, stop)]
         items: dict[int, Item] = {}
-        for frame in range(start, stop):
-            course = self.way.course(frame)
-            if course is not None:
-                points = self.meshes.get(frame)
-                motion = "" if points is None else digest_bytes(points.tobytes())
-                items[frame] = plan.item(row, frame, self.table.frame_id(frame), course, motion)
-        swapped = self._run(items, stills, start) if items else {}
+        given: dict[str, Outputs] = {}
+        for frame in self.known.keys() & set(range(start, stop)):
+            still, side = stills[frame - start], plan.graph.configs["align"].side
+            known = {"align": aligned(still.rgb, self.way.crops, frame, side), **self.known[frame]}
+            item = plan.item(row, frame, self.table.frame_id(frame), {node: digest_of(outputs) for node, outputs in known.items()})
+            works = plan.graph.works(item)
+            given |= {works[node, "target"].key: outputs for node, outputs in known.items()}
+            items[frame] = item
+        swapped = self._run(items, stills, start, given) if items else {}
         for frame, still in enumerate(stills, start):
             if frame not in items:
                 self.state.append(PASSED)
@@ -502,15 +501,18 @@ class _Group:
                 crop_to_frame = self.way.crops.crop_to_frame(frame, plan.graph.configs["align"].side)
                 yield put_back(still, outcome["inpainted"], outcome["mask"], crop_to_frame, plan.configs.paste)
 
-    def _run(self, items: Mapping[int, Item], stills: Sequence[Still], start: int) -> dict[int, Outputs | tuple[str, str]]:
+    def _run(
+        self, items: Mapping[int, Item], stills: Sequence[Still], start: int, given: Mapping[str, Outputs]
+    ) -> dict[int, Outputs | tuple[str, str]]:
         """Frame -> what the last stage made of it, or stage and reason of its failure."""
         video, plan, worker = self.video, self.video.plan, self.video.tools.worker
         made: dict[str, Outputs] = {}
         worker.opened = {item.images["target"].sha256: stills[frame - start] for frame, item in items.items()}
+        worker.given = given
         worker.sink = made.__setitem__
         job = ChunkJob(start, list(items.values()), self._known(list(items.values())))
         result = run_chunk(worker, job, _at_once)
-        worker.opened = {}
+        worker.opened, worker.given = {}, {}
         video.take(result)
         video.source_artifacts |= {artifact.key: artifact for artifact in result.artifacts if artifact.key in video.source_artifacts}
         passing = result.failed.keys() - {artifact.key for artifact in (*result.artifacts, *job.known.values()) if artifact.failed}
@@ -535,6 +537,11 @@ class _Group:
             plan.store.runs.extend(plan.folder.path, keys)
             known = known | plan.store.lookup(keys)
         return known
+
+
+def digest_of(outputs: Outputs) -> str:
+    """What decides the values that a node is said to have written."""
+    return digest([[name, list(value.shape), digest_bytes(value.tobytes())] for name, value in sorted(outputs.items())])
 
 
 def _table(outputs: Mapping[str, Array]) -> pa.Table:

@@ -29,6 +29,7 @@ from tasks.graph import Graph, Image, Item, Ref, Settings, UsageError, configure
 from tasks.paste import PasteConfig
 from tasks.runner import cpu_threads
 from tasks.stage import PassingError
+from tasks.steady import reaches
 from tasks.track import SmoothConfig, TrackConfig
 from tasks.video import ProbeConfig
 from tasks.video_pass import DETECT_RANGE, ID_NETWORK, Way
@@ -36,9 +37,7 @@ from tasks.video_write import EncodeConfig
 
 VideoKeep = Literal["all", "final"]
 
-_FOLLOWED: Final = {"align": {"course": "course"}, "mesh": {"image": "image", "motion": "motion"}}
-
-VIDEO_NODES = tuple(replace(node, wires={**node.wires, **_FOLLOWED.get(node.name, {})}) for node in PAIR_NODES if node.name != "paste")
+VIDEO_NODES = tuple(node for node in PAIR_NODES if node.name != "paste")
 """The stages of a pair; the target is a frame whose face is followed, and its pasting is done in the frame's own planes."""
 
 FRAME_RESULT: Ref = ("inpaint", "inpainted")
@@ -46,7 +45,7 @@ FRAME_RESULT: Ref = ("inpaint", "inpainted")
 CONFIGS: Final[Mapping[str, type]] = {"probe": ProbeConfig, "track": TrackConfig, "smooth": SmoothConfig, "output": EncodeConfig}
 """Settings that are no stage's, by the name in `--set NAME.SETTING=VALUE` and in a profile."""
 
-VERSIONS: Final = {"probe": 1, "detect": 1, "track": 1, "segment": 1}
+VERSIONS: Final = {"probe": 1, "detect": 1, "track": 1, "segment": 2}
 """Raise one whenever the bytes of that artifact change for the same inputs and settings."""
 
 _LIBRARIES: Final = ("av", "numpy", "opencv-python-headless")
@@ -133,32 +132,31 @@ class VideoPlan:
         return digest(["track", self.prints["track"], row.face_sha256 or int(row.face), detected])
 
     @cached_property
-    def mesh_reach(self) -> int:
-        """Frames on each side whose meshes decide a frame's; 0 where meshes are not smoothed over time."""
-        followed = "mesh" in self.graph.fingerprints and self.graph.stages["mesh"].backend == "followed"
-        return self.configs.smooth.overlap if followed and self.configs.smooth.mesh else 0
+    def reach(self) -> int:
+        """Frames on each side that decide what is known of a frame before it goes through the stages."""
+        return max(reaches(self.graph.fingerprints, self.configs.smooth).values(), default=0)
 
     def segment_key(self, row: VideoRow, start: int, stop: int, way: Way) -> str:
         """Of an encoded group of pictures, frames [start, stop).
 
         It names all that decides the keys of the frames' own results, which are not worked out for this.
         """
-        first, last = max(0, start - self.mesh_reach), min(len(way.state), stop + self.mesh_reach)
+        first, last = max(0, start - self.reach), min(len(way.state), stop + self.reach)
         around = [[way.course(frame), int(way.run[frame] - way.run[first])] for frame in range(first, last)]
         source = [row.source_sha256, row.source_face]
         return digest(["segment", self.prints["segment"], self.prints["probe"], source, row.video_sha256, start, stop, first, around])
 
-    def item(self, row: VideoRow, frame: int, frame_id: str, course: tuple[float, ...], motion: str = "") -> Item:
-        """The pair of source and one frame."""
-        return Item(f"{row.id}:{frame}", {"source": self.source(row), "target": Image(row.video, frame_id, course=course, motion=motion)})
+    def item(self, row: VideoRow, frame: int, frame_id: str, given: Mapping[str, str]) -> Item:
+        """The pair of source and one frame, of which the outputs of some nodes are known: node -> what decides them."""
+        pictures = {"source": self.source(row), "target": Image(row.video, frame_id)}
+        return Item(f"{row.id}:{frame}", pictures, {(node, "target"): digest for node, digest in given.items()})
 
     def source(self, row: VideoRow) -> Image:
         return Image(row.source, row.source_sha256, row.source_face)
 
     def source_graph(self) -> Graph:
         """The work on a source that does not depend on the frame, as a graph of its own with the same keys."""
-        any_frame = Image("", "0" * 64, course=(0.0,) * 140)
-        works = self.graph.works(Item("", {"source": any_frame, "target": replace(any_frame, sha256="1" * 64)}))
+        works = self.graph.works(Item("", {"source": Image("", "0" * 64), "target": Image("", "1" * 64)}))
         by_key = {work.key: work for work in works.values()}
         used = {work.key for work in needed(by_key, [works[FRAME_RESULT[0], ""].key], ())}
         wanted = [place for place, work in works.items() if place[1] == "source" and work.key in used]
@@ -206,7 +204,7 @@ def _prints(graph: Graph, configs: Configs) -> dict[str, Any]:
             ID_NETWORK,
             libraries=(*_LIBRARIES, "dlib-bin", "torch"),
             track=asdict(configs.track),
-            smooth=asdict(configs.smooth),
+            smooth={name: value for name, value in asdict(configs.smooth).items() if name not in ("mesh", "mask", "light")},
             min_face=graph.configs["align"].min_face,
         ),
         "segment": made(
@@ -221,9 +219,13 @@ def make_video_plan(request: VideoRequest) -> VideoPlan:
     settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device))
     options = dict(settings.options)
     own = {name: configured(config, options.pop(name, {}), name, name) for name, config in CONFIGS.items()}
-    if options.get("align") and settings.backends.get("align", "followed") != "followed":
+    if "align" in settings.backends:
         raise UsageError("--stage align: in a video the face is followed; leave it out")
-    backends = {"mesh": "followed", **settings.backends, "align": "followed"}
+    backends = dict(settings.backends)
+    if own["smooth"].light and settings.backends.get("recolor", "guided") == "guided":
+        backends.setdefault("light", "skin")
+        if "side" in options.get("recolor", {}):
+            options["light"] = {"side": options["recolor"]["side"], **options.get("light", {})}
     graph = Graph(VIDEO_NODES, FRAME_RESULT, Settings(backends, options, settings.device))
     paste = pick_backend("paste", settings.backends.get("paste"))
     if paste.config is not PasteConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -14,12 +14,10 @@ from e4s_models.weights import weight_digest
 from storage.keys import canonical, digest
 from tasks.stage import Stage
 
-STAGES = ("align", "mesh", "reenact", "parse", "encode", "tune", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
+STAGES = ("align", "mesh", "reenact", "parse", "light", "encode", "tune", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
 """Stage names; each is a module `tasks.<name>` with `BACKENDS`, the default first."""
 
 MORE_BACKENDS = {
-    "align": ("tasks.align_followed",),
-    "mesh": ("tasks.mesh_followed",),
     "reenact": ("tasks.reenact_network",),
     "encode": ("tasks.encode_regions", "tasks.encode_rgi"),
     "swap": ("tasks.swap_codes", "tasks.swap_rgi"),
@@ -44,12 +42,9 @@ class Image:
     sha256: str
     face_index: int = 0
     pixels: int = 0  # width x height, for bounding memory
-    course: tuple[float, ...] | None = None  # where the face is, if that is known already: see tasks/align_followed.py
-    motion: str = ""  # sha256 of its mesh, if that is known already: see tasks/mesh_followed.py
 
 
-_PLAIN = ("face_index", "course", "motion")
-_ROOTS = ("image", *_PLAIN)
+_ROOTS = ("image", "face_index")
 
 
 @dataclass(frozen=True)
@@ -58,15 +53,16 @@ class Item:
 
     id: str
     images: Mapping[str, Image]
+    given: Mapping[Ref, str] = field(default_factory=dict)  # (node, role or "") whose outputs are known without it -> what decides them
 
 
 @dataclass(frozen=True)
 class Node:
     """One stage at one place of the graph.
 
-    A wire names where an input comes from: `image`, `face_index`, `course` and `motion` (the picture itself), `align.face` (another node's
-    output), for nodes of a pair also with the role in front (`source.align.face`). A backend takes the wires that it reads. A node is
-    called as its stage, or so with something behind it (`encode_driven`).
+    A wire names where an input comes from: `image` and `face_index` (the picture itself), `align.face` (another node's output), for nodes
+    of a pair also with the role in front (`source.align.face`). A backend takes the wires that it reads. A node is called as its stage, or
+    so with something behind it (`encode_driven`).
     """
 
     name: str
@@ -292,12 +288,14 @@ class Graph:
     def _work(self, node: Node, role: str, item: Item, made: Mapping[Ref, Work]) -> Work:
         reads: dict[str, Ref] = {}
         constants: dict[str, Any] = {}
+        if (node.name, role) in item.given:
+            return Work(node.name, digest(["given", self._prints[node.name], item.given[node.name, role]]), reads, constants)
         image = item.images[role] if role else None
         for read in self.reads(node.name):
             *path, output = self._wire(node, read).split(".")
             of = item.images[role or path.pop(0)] if output == "image" else image
-            if output in _PLAIN and of:
-                constants[read] = getattr(of, output)
+            if output == "face_index" and of:
+                constants[read] = of.face_index
             elif output == "image" and of:
                 reads[read] = (of.sha256, "image")
             else:

@@ -16,11 +16,9 @@ import numpy.typing as npt
 
 from e4s_models.checks import check_shape
 from e4s_models.regions import Region
-from tasks.stage import Cost, Float32, Inputs, Outputs, Stage, UInt8, each
+from tasks.light import DARKEST, LUMINANCE, SKIN, shrink, skin_cells, to_linear
+from tasks.stage import Cost, Float32, Inputs, ItemError, Outputs, Stage, UInt8, each
 
-_SKIN = (Region.SKIN, Region.NOSE)
-_LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709, of linear RGB
-_DARKEST = 1e-3  # linear light; logarithms stop here
 _MIN_PIXELS = 24  # low-resolution skin pixels below which a face's statistics mean nothing
 
 
@@ -46,26 +44,11 @@ class NoneConfig:
     """No settings."""
 
 
-def _to_linear() -> Float32:
-    """sRGB byte -> linear light, (256,) in [0, 1] (IEC 61966-2-1)."""
-    value = np.arange(256, dtype=np.float32) / 255
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
 def _to_srgb(linear: Float32) -> UInt8:
     """Linear light [0, 1] -> sRGB byte."""
     steps = np.linspace(0, 1, 4097, dtype=np.float32)
     table = np.rint(255 * np.where(steps <= 0.0031308, steps * 12.92, 1.055 * steps ** (1 / 2.4) - 0.055)).astype(np.uint8)
     return np.asarray(table[(linear * 4096 + 0.5).astype(np.int32)], np.uint8)
-
-
-def _shrink(image: UInt8, weights: npt.NDArray[np.bool_], side: int) -> tuple[Float32, npt.NDArray[np.bool_]]:
-    """Mean linear colour of the weighted pixels in each of side x side cells, and which cells are mostly weighted."""
-    weight = weights.astype(np.float32)
-    linear = _to_linear()[image] * weight[..., None]
-    coverage = cv2.resize(weight, (side, side), interpolation=cv2.INTER_AREA)
-    colour = cv2.resize(linear, (side, side), interpolation=cv2.INTER_AREA) / np.maximum(coverage, 1e-6)[..., None]
-    return np.asarray(colour, np.float32), coverage > 0.5
 
 
 def _spread(log_luminance: Float32) -> float:
@@ -91,15 +74,15 @@ def colour_guidance(
     `swapped` (N, 3) and `target` (M, 3) are linear RGB, `swapped_at` (N, 2) and `target_at` (M, 2) positions as fractions of the
     side. Returns the log colours gathered, (N, 3), and a weight in [0, 1] for each, (N,).
     """
-    bright_s = _standardise(np.log(np.maximum(swapped @ _LUMINANCE, _DARKEST)))
-    bright_t = _standardise(np.log(np.maximum(target @ _LUMINANCE, _DARKEST)))
+    bright_s = _standardise(np.log(np.maximum(swapped @ LUMINANCE, DARKEST)))
+    bright_t = _standardise(np.log(np.maximum(target @ LUMINANCE, DARKEST)))
     features_s = np.column_stack([swapped_at / config.near, np.clip(bright_s, -2, 2) / config.alike]).astype(np.float32)
     features_t = np.column_stack([target_at / config.near, np.clip(bright_t, -2, 2) / config.alike]).astype(np.float32)
     # -|a - b|^2 / 2 up to a term that the softmax over b cancels
     scores = features_s @ features_t.T - 0.5 * (features_t**2).sum(axis=1)
     attention = np.exp(scores - scores.max(axis=1, keepdims=True)) * _trust(bright_t)
     total = attention.sum(axis=1)
-    gathered = attention @ np.log(np.maximum(target, _DARKEST)) / np.maximum(total, 1e-12)[:, None]
+    gathered = attention @ np.log(np.maximum(target, DARKEST)) / np.maximum(total, 1e-12)[:, None]
     return gathered.astype(np.float32), (_trust(bright_s) * (total > 1e-6)).astype(np.float32)
 
 
@@ -122,16 +105,15 @@ def _fit(basis: Float32, change: Float32, weight: Float32) -> Float32:
     return coefficients.astype(np.float32)
 
 
-def change_field(
-    swapped: UInt8, swapped_skin: npt.NDArray[np.bool_], target: UInt8, target_skin: npt.NDArray[np.bool_], config: GuidedConfig
-) -> Float32:
+def change_field(swapped: UInt8, swapped_skin: npt.NDArray[np.bool_], target: Float32, config: GuidedConfig) -> Float32:
     """Smooth change of log linear light, (side, side, 3), that brings swapped skin to the target's colour and light.
 
+    `target` (side, side, 4): its skin, see `tasks.light.skin_cells`.
     A smooth field fitted to all skin, plus its blurred and limited local departure. Zero where either face shows too little skin.
     """
     side = config.side
-    colour_s, valid_s = _shrink(swapped, swapped_skin, side)
-    colour_t, valid_t = _shrink(target, target_skin, side)
+    colour_s, valid_s = shrink(swapped, swapped_skin, side)
+    colour_t, valid_t = target[..., :3], target[..., 3] > 0.5
     field = np.zeros((side, side, 3), np.float32)
     if min(valid_s.sum(), valid_t.sum()) < _MIN_PIXELS:
         return field
@@ -139,7 +121,7 @@ def change_field(
     grid = np.asarray(np.stack(np.meshgrid(centres, centres), axis=-1), np.float32)  # (side, side, 2): x, y
     source = colour_s[valid_s]
     guidance, weight = colour_guidance(source, colour_t[valid_t], grid[valid_s], grid[valid_t], config)
-    change = guidance - np.log(np.maximum(source, _DARKEST))
+    change = guidance - np.log(np.maximum(source, DARKEST))
     coefficients = _fit(_basis(grid[valid_s]), change, weight)
     # Outside the skin the polynomial is not extrapolated: far cells take the edge's values through the clipped position.
     at = grid[valid_s]
@@ -151,7 +133,7 @@ def change_field(
     darker, brighter = config.local_limit
     light = np.clip(light, -darker, brighter)
     # A dark place may be a beard, which is kept, or a shadow, which is softened where the target's face has less contrast.
-    own, theirs = (np.log(np.maximum(colour @ _LUMINANCE, _DARKEST)) for colour in (source, colour_t[valid_t]))
+    own, theirs = (np.log(np.maximum(colour @ LUMINANCE, DARKEST)) for colour in (source, colour_t[valid_t]))
     contrast = np.clip(_spread(theirs) / _spread(own), config.least_contrast, 1)
     softened = np.clip((contrast - 1) * (own - np.median(own)), -brighter, brighter)[:, None]
     light = weight[:, None] * light + (1 - weight[:, None]) * softened
@@ -179,7 +161,7 @@ def side_light(
     what a place lacks more than its mirror place about the face's middle is taken, smoothed.
     """
     both = (swapped_valid & target_valid).astype(np.float32)
-    own, theirs = np.log(np.maximum(swapped, _DARKEST)) + field, np.log(np.maximum(target, _DARKEST))
+    own, theirs = np.log(np.maximum(swapped, DARKEST)) + field, np.log(np.maximum(target, DARKEST))
     stacked = np.asarray(np.concatenate([(theirs - own) * both[..., None], both[..., None]], axis=2), np.float32)
     blurred = np.asarray(cv2.GaussianBlur(stacked, (0, 0), config.side_smooth * config.side), np.float32)
     middle = 2 * np.average(np.arange(config.side), weights=both.sum(axis=0) + 1e-6)  # column + mirrored column
@@ -196,14 +178,15 @@ def side_light(
 def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
     """Give the pixels under `mask` the target's skin tone and light; all others stay bit-identical.
 
-    Reads `swapped`, `target_face` (H, W, 3) uint8 RGB, `swapped_regions`, `target_regions`, `mask` (H, W) uint8. Writes `recolored`.
+    Reads `swapped`, `target_face` (H, W, 3) uint8 RGB, `swapped_regions`, `target_regions`, `mask` (H, W) uint8, and `target_light`, if
+    `light` wrote it. Writes `recolored`.
     Features other than skin get the change of the skin around them, so that brows, lips and teeth keep their relation to it.
     """
     swapped, mask = inputs["swapped"], inputs["mask"] > 0
     size = check_shape(swapped, "H W 3")
-    skin = np.isin(inputs["swapped_regions"], _SKIN) & mask
-    target_skin = np.isin(inputs["target_regions"], _SKIN)
-    field = change_field(swapped, skin, inputs["target_face"], target_skin, config)
+    skin = np.isin(inputs["swapped_regions"], SKIN) & mask
+    target_skin = np.isin(inputs["target_regions"], SKIN)
+    field = change_field(swapped, skin, _target_light(inputs, config), config)
     recolored = swapped.copy()
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
@@ -221,9 +204,18 @@ def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
     return {"recolored": recolored}
 
 
+def _target_light(inputs: Inputs, config: GuidedConfig) -> Float32:
+    light: Float32 | None = inputs.get("target_light")
+    if light is None:
+        return skin_cells(inputs["target_face"], inputs["target_regions"], config.side)
+    if len(light) != config.side:
+        raise ItemError(f"recolor.side is {config.side}, light.side {len(light)}: set both to the same")
+    return light
+
+
 def _spare_white(change: Float32, image: UInt8, regions: UInt8, target_mouth: UInt8, feather: float, config: GuidedConfig) -> Float32:
     """Keep eyeballs and teeth from taking the hue of skin and from burning out: where the target shows teeth, these set their light."""
-    light = (change @ _LUMINANCE)[..., None]
+    light = (change @ LUMINANCE)[..., None]
     calm = light - 0.5 * np.maximum(light, 0)
     teeth_light = _teeth_change(image[regions == Region.MOUTH], target_mouth)
     for region, limit in ((Region.EYES, None), (Region.MOUTH, teeth_light)):
@@ -239,8 +231,8 @@ def _teeth_change(swapped: UInt8, target: UInt8) -> float | None:
     """Change of log light that brings the brightest of the mouth, (N, 3), to the target's, (M, 3); None if either shows too little."""
     if min(len(swapped), len(target)) < _MIN_PIXELS:
         return None
-    own, theirs = (float(np.percentile(_to_linear()[pixels] @ _LUMINANCE, 90)) for pixels in (swapped, target))
-    return float(np.log(max(theirs, _DARKEST) / max(own, _DARKEST)))
+    own, theirs = (float(np.percentile(to_linear()[pixels] @ LUMINANCE, 90)) for pixels in (swapped, target))
+    return float(np.log(max(theirs, DARKEST) / max(own, DARKEST)))
 
 
 def skin_contrast(
@@ -249,22 +241,22 @@ def skin_contrast(
     """Contrast of the target's skin over that of the swapped face's, at most 1: a face from hard light is calmed for soft light."""
     spreads = []
     for image, skin in ((swapped, swapped_skin), (target, target_skin)):
-        colour, valid = _shrink(image, skin, config.side)
+        colour, valid = shrink(image, skin, config.side)
         if valid.sum() < _MIN_PIXELS:
             return 1.0
         level = light_level(image, skin, config.side)[valid]
-        spreads.append(_spread(np.log(np.maximum(colour[valid] @ _LUMINANCE, _DARKEST) / level)))
+        spreads.append(_spread(np.log(np.maximum(colour[valid] @ LUMINANCE, DARKEST) / level)))
     return float(np.clip(spreads[1] / spreads[0], config.least_contrast, 1))
 
 
 def light_level(image: UInt8, skin: npt.NDArray[np.bool_], side: int) -> Float32:
     """Luminance of bare skin that the face's own light gives each place, (side, side): darker on the side turned from the lamp."""
-    colour, valid = _shrink(image, skin, side)
+    colour, valid = shrink(image, skin, side)
     if valid.sum() < _MIN_PIXELS:
         return np.full((side, side), 0.3, np.float32)
     centres = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / side
     grid = np.asarray(np.stack(np.meshgrid(centres, centres), axis=-1), np.float32)
-    bright = np.log(np.maximum(colour[valid] @ _LUMINANCE, _DARKEST))[:, None]
+    bright = np.log(np.maximum(colour[valid] @ LUMINANCE, DARKEST))[:, None]
     coefficients = _fit(_basis(grid[valid]), bright, _trust(_standardise(bright[:, 0])))
     at = grid[valid]
     clipped = np.asarray(np.clip(grid.reshape(-1, 2), at.min(axis=0), at.max(axis=0)), np.float32)
@@ -275,15 +267,15 @@ def light_level(image: UInt8, skin: npt.NDArray[np.bool_], side: int) -> Float32
 def _apply(image: UInt8, change: Float32, level: Float32, mirrors: Float32, contrast: float, config: GuidedConfig) -> UInt8:
     """Apply a change of log light; features darker than the skin around them are spared part of a brightening, highlights are
     compressed instead of clipped."""
-    linear = _to_linear()[image]
-    luminance = linear @ _LUMINANCE
-    relief = np.clip(np.log(np.maximum(luminance, _DARKEST) / np.maximum(level, _DARKEST)), -1.5, 1.5)
+    linear = to_linear()[image]
+    luminance = linear @ LUMINANCE
+    relief = np.clip(np.log(np.maximum(luminance, DARKEST) / np.maximum(level, DARKEST)), -1.5, 1.5)
     change = change + (contrast - 1) * relief[..., None]
-    dark = 1 - np.clip((luminance / np.maximum(level, _DARKEST) - 0.1) / 0.5, 0, 1)  # 1: a tenth of the skin's light, 0: above six tenths
+    dark = 1 - np.clip((luminance / np.maximum(level, DARKEST) - 0.1) / 0.5, 0, 1)  # 1: a tenth of the skin's light, 0: above six tenths
     share = 1 - config.keep_dark * dark
     change = np.where(change > 0, change * share[..., None], change)
     # Light mirrored by the skin's surface does not take part in its tone: brighter skin has no brighter highlights.
-    shine = np.maximum(luminance / (config.highlight * np.maximum(level, _DARKEST)), 1)
+    shine = np.maximum(luminance / (config.highlight * np.maximum(level, DARKEST)), 1)
     matt = linear / (1 + mirrors * (shine - 1))[..., None]
     bright = matt * np.exp(change) + (linear - matt) * np.exp(np.minimum(change, 0))
     knee = np.maximum(linear, 0.7)  # what was brighter before may stay so
@@ -299,6 +291,7 @@ GUIDED = Stage(
     config=GuidedConfig,
     run=each(lambda model, config, inputs: recolor(inputs, config)),
     reads=("swapped", "swapped_regions", "mask", "target_face", "target_regions"),
+    optional=("target_light",),
     writes={"recolored": "image"},
     cost=Cost(threads=True),
 )

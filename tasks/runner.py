@@ -23,7 +23,7 @@ from storage.keys import digest
 from storage.store import Artifact, Damaged, Finished, Store, StoreError
 from tasks.frame import MAX_PIXELS, Frame, ImageFile
 from tasks.graph import Graph, Image, Item, Ref, Work, needed
-from tasks.stage import ItemError, Outputs, PassingError
+from tasks.stage import Inputs, ItemError, Outputs, PassingError
 
 Keep = Literal["all", "resume", "final"]
 PUBLISH_BYTES = 100_000_000  # of decoded values that a stage gathers before it publishes them
@@ -115,6 +115,7 @@ class Worker:
     at_once: int = 1  # items that a stage works on at the same time, where it allows that
     notify: Callable[[float], None] = lambda share: None  # told which share of the running chunk's work is done
     opened: Mapping[str, Root] = field(default_factory=dict)  # root images that are no files and are there already, by sha256
+    given: Mapping[str, Outputs] = field(default_factory=dict)  # outputs by key that are there without any work, see `Item.given`
     sink: Callable[[str, Outputs], None] | None = None  # takes the finals (key, values); they are published only if all is kept
     loaded: dict[str, Root] = field(default_factory=dict)
     lists: dict[tuple[str, ...], WorkLists] = field(default_factory=dict)  # of the last chunks, by their items
@@ -147,7 +148,8 @@ class Worker:
     def images_read(self, job: ChunkJob) -> dict[str, Image]:
         """The pictures that a chunk's missing work reads."""
         _, finals, works = self.works(job)
-        read = {ref[0] for work in needed(works, finals, job.known) for ref in work.reads.values() if ref[1] == "image"}
+        have = job.known.keys() | self.given.keys()
+        read = {ref[0] for work in needed(works, finals, have) for ref in work.reads.values() if ref[1] == "image"}
         return {image.sha256: image for item in job.items for image in item.images.values() if image.sha256 in read}
 
     def model(self, node: str) -> Any:
@@ -158,6 +160,18 @@ class Worker:
         if identity not in _models:
             _models[identity] = stage.load(config, device)
         return _models[identity]
+
+    def batch(self, node: str) -> int:
+        """Items that go through the node at once: a GPU's batch, or one per thread where the stage allows threads."""
+        cost = self.graph.stages[node].cost
+        return cost.gpu_batch if self.graph.device(node) != "cpu" else self.at_once if cost.threads else 1
+
+    def compute(self, node: str, inputs: Sequence[Inputs]) -> list[Outputs | ItemError]:
+        """What the node's stage makes of at most `batch(node)` items."""
+        stage, config, model = self.graph.stages[node], self.graph.configs[node], self.model(node)
+        if len(inputs) > 1 and self.graph.device(node) == "cpu":
+            return list(self.items.map(lambda one: stage.run(model, config, [one])[0], inputs))
+        return _compute_halved(partial(stage.run, model, config), inputs)
 
     def _load(self, image: Image) -> Root:
         if image.sha256 in self.opened:
@@ -187,6 +201,22 @@ _models: dict[str, Any] = {}  # of this process, by stage, config, device and we
 def forget_models() -> None:
     """Let go of all models of this process, before it works with others."""
     _models.clear()
+
+
+def _compute_halved(run: Callable[[Sequence[Inputs]], Sequence[Outputs | ItemError]], batch: Sequence[Inputs]) -> list[Outputs | ItemError]:
+    """Run a stage; when a GPU's memory does not suffice, halve the batch, and at one item let that item fail."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            return list(run(batch))
+    except torch.OutOfMemoryError:
+        pass  # recovered below, when the exception no longer holds the failed batch's tensors
+    torch.cuda.empty_cache()
+    if len(batch) == 1:
+        return [PassingError("the device's memory does not suffice for this item; use --device cpu or a smaller side")]
+    half = len(batch) // 2
+    return [*_compute_halved(run, batch[:half]), *_compute_halved(run, batch[half:])]
 
 
 def run_chunk(worker: Worker, job: ChunkJob, call: Call) -> ChunkResult:
@@ -230,9 +260,12 @@ class _ChunkRun:
         self.works_of = {item.id: by_node for item, by_node in zip(job.items, works, strict=True)}
 
     def carry_through(self, call: Call) -> None:
+        if self.worker.keep == "all":
+            given = [work for work in self.works.values() if work.key in self.worker.given and work.key not in self.known]
+            self._publish([self._finished(work, self.worker.given[work.key]) for work in given])
         while True:
             self._adopt_failures()
-            have = self.known.keys() | self.failed.keys()
+            have = self.known.keys() | self.failed.keys() | self.worker.given.keys()
             todo = [work for work in needed(self.works, self.finals, have) if self._is_mine(work)]
             self.total = sum(self.result.computed.values()) + len(todo)
             try:
@@ -267,16 +300,15 @@ class _ChunkRun:
                         self.worker.loaded.pop(ref[0], None)
 
     def _run_node(self, node: str, works: list[Work]) -> None:
-        stage, config = self.graph.stages[node], self.graph.configs[node]
         ready: list[Work] = []
         for work in works:
             if any(producer in self.failed or producer in self.blocked for producer, _ in work.reads.values()):
                 self.blocked.add(work.key)
             else:
                 ready.append(work)
-        model = self.worker.model(node) if ready else None
-        on_gpu = self.graph.device(node) != "cpu"
-        batch_size = stage.cost.gpu_batch if on_gpu else self.worker.at_once if stage.cost.threads else 1
+        if ready:
+            self.worker.model(node)  # loading is no work on an item
+        batch_size = self.worker.batch(node)
         finished: list[Finished] = []
         size = 0  # bytes of their values
         try:
@@ -288,10 +320,7 @@ class _ChunkRun:
                     self.damaged = damaged
                     return
                 began = time.perf_counter()
-                if len(inputs) > 1 and not on_gpu:
-                    outputs = list(self.worker.items.map(lambda one: stage.run(model, config, [one])[0], inputs))
-                else:
-                    outputs = list(self._run_batch(node, model, config, inputs))
+                outputs = self.worker.compute(node, inputs)
                 seconds = time.perf_counter() - began
                 self.result.seconds[node] += seconds
                 self.result.computed[node] += len(batch)
@@ -309,22 +338,6 @@ class _ChunkRun:
         finally:  # what was computed before an error or an interruption is kept
             if finished:
                 self._publish(finished)
-
-    def _run_batch(self, node: str, model: Any, config: Any, batch: list[dict[str, Any]]) -> Sequence[Outputs | ItemError]:
-        """Run the stage; when a GPU's memory does not suffice, halve the batch, and at one item let that item fail."""
-        import torch
-
-        stage = self.graph.stages[node]
-        try:
-            with torch.inference_mode():
-                return stage.run(model, config, batch)
-        except torch.OutOfMemoryError:
-            pass  # recovered below, when the exception no longer holds the failed batch's tensors
-        torch.cuda.empty_cache()
-        if len(batch) == 1:
-            return [PassingError("the device's memory does not suffice for this item; use --device cpu or a smaller side")]
-        half = len(batch) // 2
-        return [*self._run_batch(node, model, config, batch[:half]), *self._run_batch(node, model, config, batch[half:])]
 
     def _take(self, node: str, work: Work, output: Outputs | ItemError) -> list[Finished]:
         stage = self.graph.stages[node]
@@ -345,12 +358,18 @@ class _ChunkRun:
             or work.key in self.handed
             or (self.worker.keep == "resume" and self.graph.all_nodes[node].checkpoint)
         )
-        return [Finished(work.key, stage.name, {name: (stage.writes[name], value) for name, value in output.items()})] if kept else []
+        return [self._finished(work, output)] if kept else []
+
+    def _finished(self, work: Work, output: Outputs) -> Finished:
+        stage = self.graph.stages[work.node]
+        return Finished(work.key, stage.name, {name: (stage.writes[name], value) for name, value in output.items()})
 
     def _value(self, ref: Ref) -> Any:
         key, output = ref
         if output == "image":
             return self.worker._load(self._image(key))
+        if key in self.worker.given:
+            return self.worker.given[key][output]
         if ref not in self.values:
             self.values[ref] = self.store.read(self.known[key], output)
         return self.values[ref]

@@ -29,6 +29,7 @@ _HISTOGRAM: Final = 4  # bins per channel
 _CURVE: Final = 4  # frames on each side of the parabola that tells how motion accelerates
 _SURE: Final = 3.0  # standard errors
 _TRUNCATE: Final = 4.0  # standard deviations at which a Gaussian ends
+_NEAR: Final = 3.0  # likewise for what is dear to find on further frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class SmoothConfig:
     axes: float = 3.0  # frames, likewise for its size and turn
     landmarks: float = 1.0  # frames
     mesh: float = 1.0  # frames, for the dense mesh that brings the source to the target's pose and expression
+    mask: float = 1.0  # frames, for the target's label map: what a pixel is over the frames around decides
+    light: float = 2.0  # frames, over which the colours of the target's skin are shared that guide the recolouring
     tolerance: float = 0.004  # of the crop's half side: how far smoothing may pull a face that accelerates off its place
     axes_tolerance: float = 0.012  # likewise for size and turn, which a talking mouth alone changes from frame to frame
     farthest: float = 0.02  # likewise: no smoothed point lies further from where it was found, whatever happened
@@ -63,7 +66,7 @@ class SmoothConfig:
 
     def __post_init__(self) -> None:
         if (
-            min(self.centre, self.axes, self.landmarks, self.mesh) < 0
+            min(self.centre, self.axes, self.landmarks, self.mesh, self.mask, self.light) < 0
             or min(self.tolerance, self.axes_tolerance, self.farthest, self.axes_farthest) <= 0
         ):
             raise ValueError("standard deviations must not be negative, tolerances and farthest must be above 0")
@@ -72,6 +75,16 @@ class SmoothConfig:
     def overlap(self) -> int:
         """Frames on each side that decide a smoothed frame: what a chunk must read beyond its ends."""
         return max(2 * _CURVE, ceil(_TRUNCATE * max(self.centre, self.axes, self.landmarks, self.mesh)))
+
+    @property
+    def mask_reach(self) -> int:
+        """Frames on each side whose label maps decide a frame's."""
+        return ceil(_NEAR * self.mask)
+
+    @property
+    def light_reach(self) -> int:
+        """Frames on each side whose colours are shared with a frame."""
+        return ceil(_NEAR * self.light)
 
 
 @dataclass(frozen=True, eq=False)

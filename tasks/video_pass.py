@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from e4s_models.video_faces import EVERY
-from e4s_models.warp import Matrix, ffhq_crop_to_frame, resample, scale_of, transform_points
+from e4s_models.warp import Matrix, ffhq_crop_to_frame, resample, transform_points
 from tasks.align import pick_face
-from tasks.align_followed import course_of
 from tasks.frame import Frame
 from tasks.paste import PasteConfig, feather, like_frame, warp_patch
 from tasks.planes import PlanarFrame, paste_patch
@@ -38,13 +37,11 @@ from tasks.track import (
     shot_changes,
     shot_feature,
     smooth_course,
-    smooth_mesh,
 )
 from tasks.video import FrameTable, Playhead
 
 if TYPE_CHECKING:
     from e4s_models.dlib_face import FaceDetector
-    from e4s_models.face_mesh import FaceMesh
     from e4s_models.id_networks import IdNetwork
     from e4s_models.video_faces import VideoFaceDetector
 
@@ -64,8 +61,6 @@ class Still:
     path: str
     """Of the video."""
     planes: PlanarFrame
-    points: Float32 | None = None
-    """(478, 3) px of the crop: the dense mesh, where that was smoothed over time."""
 
     @property
     def pixels(self) -> int:
@@ -182,8 +177,11 @@ class Way:
         return np.asarray(self.state == BRIDGED)
 
     def course(self, frame: int) -> tuple[float, ...] | None:
-        """Where the face is, as stages read it and keys hold it; None without it."""
-        return course_of(self.crops, frame) if self.state[frame] != NONE else None
+        """Where the face is, as keys hold it: centre, axis and landmarks, px; None without it."""
+        if self.state[frame] == NONE:
+            return None
+        crops = self.crops
+        return tuple(np.concatenate([crops.centre[frame], crops.axis[frame], crops.landmarks[frame].ravel()]).tolist())
 
 
 def identify(network: IdNetwork, playhead: Playhead, faces: Faces, tracks: Sequence[Track], config: TrackConfig) -> list[Track]:
@@ -232,38 +230,6 @@ def put_back(still: Still, face: UInt8, mask: UInt8, crop_to_frame: Matrix, conf
     width, height = still.planes.size
     patch = warp_patch(like_frame(face, still.rgb), feather(mask, config), crop_to_frame, width, height)
     return still.planes if patch is None else paste_patch(still.planes, patch.pixels, patch.weights, patch.left, patch.top)
-
-
-def steady_meshes(
-    model: FaceMesh, least: float, frames: Iterable[PlanarFrame], first: int, way: Way, side: int, config: SmoothConfig
-) -> dict[int, Float32]:
-    """Frames `first` and following -> the dense meshes (478, 3), px of the crop of `side` px, smoothed over time, by frame.
-
-    Right for frames that lie `config.overlap` inside; frames without the face, or whose mesh is found with less presence than `least`,
-    have none.
-    """
-    found: dict[int, Array] = {}
-    count = 0
-    for frame, planes in enumerate(frames, first):
-        count += 1
-        if way.state[frame] != NONE:
-            matrix = way.crops.crop_to_frame(frame, side)
-            points, presence = model.landmarks(resample(planes.rgb8(), matrix, side, side))
-            if presence >= least:
-                found[frame] = np.column_stack([transform_points(matrix, points[:, :2]), points[:, 2] * scale_of(matrix)])
-    if not found:
-        return {}
-    meshes = np.full((count, *next(iter(found.values())).shape), np.nan)
-    run = np.full(count, -1, np.int64)
-    for frame, each in found.items():
-        meshes[frame - first], run[frame - first] = each, way.run[frame]
-    smooth = smooth_mesh(meshes, run, np.hypot(*way.crops.axis[first : first + count].T), config)
-    result = {}
-    for frame in found:
-        matrix, each = way.crops.crop_to_frame(frame, side), smooth[frame - first]
-        inside = np.column_stack([transform_points(np.linalg.inv(matrix), each[:, :2]), each[:, 2] / scale_of(matrix)])
-        result[frame] = inside.astype(np.float32)
-    return result
 
 
 def time_of(table: FrameTable, frame: int) -> float:
