@@ -265,6 +265,9 @@ store = Store(url)
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(count):  # the same keys as the other, with the same picture and an array of its own
+    if number == count // 2:
+        print("half", flush=True)
+        sys.stdin.readline()
     values = {"face": ("image", image(number)), "who": ("array", np.array([name]))}
     store.publish([Finished(key(number), "align", values)])
 """
@@ -283,6 +286,8 @@ while len(seen) < count:
     for artifact in found.values():
         if artifact.key not in seen:
             store.read(artifact, "face"), store.read(artifact, "who")
+    if not seen and found:
+        print("some", flush=True)
     seen |= found.keys()
     lookups += 1
     time.sleep(0.02)
@@ -307,17 +312,20 @@ def test_two_processes_write_one_store_while_a_third_reads(request: pytest.Fixtu
         for process in processes:
             assert process.stdout
             assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
+        for step in ("half\nhalf\nsome\n", ""):  # the writers wait until the reader has seen what they wrote so far
+            for process in processes:
+                assert process.stdin
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            if step:
+                assert "".join(process.stdout.readline() for process in processes if process.stdout) == step
         printed = [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
     assert [process.returncode for process in processes] == [0, 0, 0]
-    assert int(printed[2]) >= 1
+    assert int(printed[2]) > 1
     store = Store(url)
     rows = store.index.scan()
     entries = json.loads(json.dumps(rows.entries.to_pylist()))
