@@ -240,15 +240,9 @@ class MobileStyleGAN(nn.Module):
         with torch.inference_mode(False), torch.no_grad():  # kept for callers of any mode
             return self.map(torch.from_numpy(z).to(self.input.noise.device)).mean(dim=0)
 
-    def forward(
-        self,
-        codes: Tensor,
-        region_ids: Tensor | None = None,
-        stop_after: int | None = None,
-        go_on: tuple[int, Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
         """As `synthesize`, so that `torch.func.functional_call` can run it with other weights."""
-        return self.synthesize(codes, region_ids, stop_after, go_on)
+        return self.synthesize(*arguments, **named)
 
     def synthesize(
         self,
