@@ -5,7 +5,11 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 DEMO_SEED ?= 0
 DEMO_PAIRS ?= 6
+# Of `make soak`: kills of the command; of the command with Dask workers, its own and a cluster's, each; of workers and schedulers under it; of a run of videos.
 KILLS ?= 50
+DASK_KILLS ?= 12
+WORKER_KILLS ?= 8
+SCHEDULER_RESTARTS ?= 4
 VIDEO_KILLS ?= 20
 
 .PHONY: demo test test-slow lint bench soak install weights clean
@@ -46,8 +50,10 @@ bench: weights
 	@for name in generator overhead region_conv recolor_memory evaluation video; do $(BIN)/python -m benchmarks.$$name || failed=1; done; test -z "$$failed"
 
 soak: weights
-	@$(BIN)/python -m benchmarks.soak --kills $(KILLS)
-	@$(BIN)/python -m benchmarks.soak_video --kills $(VIDEO_KILLS)
+	@$(BIN)/python -m benchmarks.soak --kills $(KILLS) || failed=1; \
+	for where in local:2 outside; do $(BIN)/python -m benchmarks.soak --dask $$where --kills $(DASK_KILLS) || failed=1; done; \
+	$(BIN)/python -m benchmarks.soak_cluster --kills $(WORKER_KILLS) --restarts $(SCHEDULER_RESTARTS) || failed=1; \
+	$(BIN)/python -m benchmarks.soak_video --kills $(VIDEO_KILLS) || failed=1; test -z "$$failed"
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

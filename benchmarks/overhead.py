@@ -13,11 +13,12 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.result import Results
-from flows.engine import use_threads
+from flows.engine import Progress, Summary, execute, use_threads
 from flows.plan import Plan, Request, make_plan
 from flows.progress import Lines
 from flows.server import prefect_api
@@ -35,6 +36,18 @@ class Quiet(Lines):
     def begin(self, plan: Plan) -> None: ...
     def within(self, items: float) -> None: ...
     def advance(self, rows: list[Row]) -> None: ...
+
+
+def planned(request: Request, carry_out: Callable[[Plan, Progress], Summary] = execute) -> tuple[Plan, Summary]:
+    """Plan and carry out without a word. Raises RuntimeError unless everything is done."""
+    plan = make_plan(request)
+    try:
+        summary = carry_out(plan, Quiet())
+    finally:
+        plan.close()
+    if summary.exit_code:
+        raise RuntimeError(f"the run did not finish: {summary}")
+    return plan, summary
 
 
 def plain_loop(plan: Plan, out: Path) -> float:
@@ -66,13 +79,7 @@ def the_flow(request: Request) -> float:
     from flows.pairs import run_planned
 
     began = time.perf_counter()
-    plan = make_plan(request)
-    try:
-        summary = run_planned(plan, Quiet())
-    finally:
-        plan.close()
-    if summary.exit_code:
-        raise RuntimeError(f"the flow did not finish: {summary}")
+    planned(request, run_planned)
     return time.perf_counter() - began
 
 

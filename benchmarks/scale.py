@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cheap import PAIR_STAGES, make_inputs
-from benchmarks.overhead import Quiet
+from benchmarks.overhead import planned
 from benchmarks.result import Results
 from flows.engine import Progress, Summary, execute, use_threads
 from flows.plan import Plan, Request, make_plan
@@ -79,13 +79,9 @@ def run_once(folder: Path, pairs: int, dask: str, flow: bool) -> Cost:
 
             carry_out = run_planned
         processor = time.process_time()
-        plan = make_plan(request)
-        try:
-            summary = carry_out(plan, Quiet())
-        finally:
-            plan.close()
+        plan, summary = planned(request, carry_out)
         processor = time.process_time() - processor
-    if summary.exit_code or summary.computed["paste"] != pairs:
+    if summary.computed["paste"] != pairs:
         raise RuntimeError(f"the run did not finish: {summary}")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     again = make_plan(request)
@@ -120,13 +116,7 @@ def real_pipeline(people: Path, folder: Path, processes: int) -> float:
     wanted = Request(
         manifest=str(people), run=str(folder), profile="fast", device="cpu", chunk=1, threads=1, keep="final", dask=f"local:{processes}"
     )
-    plan = make_plan(wanted)
-    try:
-        summary = execute(plan, Quiet())
-    finally:
-        plan.close()
-    if summary.exit_code:
-        raise RuntimeError(f"the run did not finish: {summary}")
+    planned(wanted)
     began, first, end = moments(folder)
     seconds: dict[str, float] = defaultdict(float)
     for event in RunFolder(folder).read_log():

@@ -1,161 +1,142 @@
 """Killed again and again, the same command ends with the same bytes: the real `e4s pairs` under SIGKILL and damage.
 
-Rounds of one run folder each: the command is started, killed with its whole process group at a random moment after the first
-stage of that start began, now and then a file of the store or of the run folder is flipped, cut or emptied (the next start then
-has --verify), and it is started again, until a start ends by itself. Then all digests must be those of an undisturbed run, with
-one row per pair. Nothing that was finished and whole may have been computed again: counted from log.jsonl (stage executions of a
-start against what is new in the store) and from the index (no key stands there twice).
+The command is killed with its whole process group at a random moment after the first stage of that start began (`benchmarks.killing`); now
+and then a file of the store or of the run folder is flipped, cut or emptied, and the next start has --verify. In the end all digests must
+be those of an undisturbed run, with one row per pair. Nothing that was finished and whole may have been computed again: counted from
+log.jsonl (stage executions of a start against what is new in the store) and from the index (no key stands there twice).
 
     python -m benchmarks.soak [--kills 50] [--pairs 12] [--seed 0] [--work FOLDER] [--quick] [--dask local:2]
 
-With --work the same command goes on after Ctrl-C. The people are synthetic, 256 px, the profile is `fast`. One Prefect server
-serves all starts.
+With --work the same command goes on after Ctrl-C. With --dask local:2 half of the kills hit the command's own process alone: its workers
+must end by themselves. With --dask outside the workers of a cluster outlive the command (`benchmarks.dask_site`), and what they were at
+must not be computed twice. The people are synthetic, 256 px, the profile is `fast`. One Prefect server serves all starts.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import os
 import random
-import shutil
-import signal
 import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
+from benchmarks.dask_site import kept_up
+from benchmarks.killing import Soak, Tally, carry_out, soak_options
 from benchmarks.result import Results
 from flows.finished import FinishedRun
-from flows.server import prefect_api
 from flows.synth import make_people
-from storage.run import RunFolder, read_lines
-from storage.store import Damaged, Store, write_atomic
+from storage.run import RunFolder
+from storage.store import Damaged, Store
 
 SIDE = 256  # px
+OUTSIDE = "outside"  # of --dask
 DAMAGED_SHARE = 0.5  # of the restarts
-PATIENCE = 300.0  # s without a stage event before a start counts as stuck
 
 
 @dataclass
-class Tally:
-    """What happened so far; kept in soak.json between starts."""
-
-    kills: int = 0
-    in_flight: int = 0  # kills before the command had done everything
-    starts: int = 0
-    rounds: int = 0  # run folders brought to their end
-    damaged: dict[str, int] = field(default_factory=dict)  # files by kind of damage
+class PairsTally(Tally):
     executions: dict[str, int] = field(default_factory=dict)  # by node, of the chunks that ended, from log.jsonl
     published: dict[str, int] = field(default_factory=dict)  # executions by stage that reached the store, killed chunks included
     recomputed: int = 0  # stage executions on what was finished and whole
-    twice: int = 0  # keys that stand in the index twice
     wrong_digests: int = 0
     wrong_rows: int = 0
-    verify_next: bool = False
 
 
-class Soak:
-    """One soak in one folder."""
+AnyPairsTally = TypeVar("AnyPairsTally", bound=PairsTally)
 
-    def __init__(self, work: Path, pairs: int, seed: int, dask: str) -> None:
-        self.work, self.seed, self.dask = work, seed, dask
-        self.people, self.state, self.pairs = work / "people", work / "soak.json", pairs
-        self.tally = Tally(**json.loads(self.state.read_text())) if self.state.exists() else Tally()
-        self.whole = work / "undisturbed"
 
-    def prepare(self) -> None:
-        """Inputs, and the run that nothing disturbs."""
+class PairsSoak(Soak[AnyPairsTally, RunFolder]):
+    """A soak of `e4s pairs`, whatever the faults are."""
+
+    run_kind = RunFolder
+
+    def __init__(self, work: Path, kills: int, seed: int, pairs: int, dask: str) -> None:
+        super().__init__(work, kills, seed, pairs=pairs, dask=dask)
+        self.pairs, self.dask, self.people = pairs, dask, work / "people"
+
+    def carry_out(self) -> None:
+        with ExitStack() as stack:
+            if self.dask == OUTSIDE:
+                self.site = stack.enter_context(kept_up(self.work))
+            super().carry_out()
+
+    def make_inputs(self) -> None:
         if not (self.people / "pairs.parquet").exists():
             make_people(min(self.pairs, 12), self.seed, self.people, pairs=self.pairs, size=SIDE)
-        process = self._start(self.whole, verify=False)
-        if process.wait():
-            raise RuntimeError(f"the undisturbed run ended with {process.returncode}; see {self.whole}.log")
-        begins = [event["time"] for event in RunFolder(self.whole).read_log() if event["event"] in ("start", "end")]
-        self.span = (max(begins) - min(begins)) / 5  # s: a handful of kills per round
 
-    def cycle(self, kill: bool) -> None:
-        """One start; with `kill` its kill, if it does not end before."""
-        tally, chance = self.tally, random.Random(f"{self.seed}-{self.tally.starts}")
-        run = RunFolder(self.work / f"round{tally.rounds}")
-        _, at = read_lines(run.log)
-        before = self._finished(run)
-        process = self._start(run.path, verify=tally.verify_next)
-        killed = False
-        try:
-            if not kill:
-                process.wait()
-            elif self._wait_for_stage(process, run, at):
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(chance.uniform(0, self.span))
-                killed = process.poll() is None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        events = read_lines(run.log, at)[0]
-        tally.starts += 1
-        tally.kills += killed
-        tally.in_flight += killed and not any(event["event"] == "end" for event in events)
-        tally.verify_next = False
-        self._account(run, events, before)
-        if killed:
-            if chance.random() < DAMAGED_SHARE:
-                self._damage(run, chance)
-        elif process.returncode:
-            raise RuntimeError(f"start {tally.starts} ended with {process.returncode}; see {run.path}.log")
-        else:
-            self._judge(run)
-        write_atomic(self.state, json.dumps(asdict(tally), indent=2).encode())
+    def command(self, run: Path) -> list[str]:
+        command = ["pairs", str(self.people), "--run", str(run), "--profile", "fast", "--device", "cpu"]
+        command += ["--chunk", "2", "--no-report"]
+        if self.dask == OUTSIDE:  # one thread makes a cluster's bytes
+            return [*command, *(["--threads", "1"] if run == self.whole.path else ["--dask", self.site.address])]
+        return [*command, *(["--dask", self.dask] if self.dask else [])]
 
-    def _start(self, run: Path, *, verify: bool) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "flows.cli", "pairs", str(self.people), "--run", str(run), "--profile", "fast", "--device", "cpu"]
-        command += ["--chunk", "2", "--no-report", *(["--verify"] if verify else []), *(["--dask", self.dask] if self.dask else [])]
-        with Path(f"{run}.log").open("ab") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    def look(self, run: RunFolder) -> None:
+        self.before = finished(run)
 
-    def _wait_for_stage(self, process: subprocess.Popen[bytes], run: RunFolder, at: int) -> bool:
-        """Wait until this start's first stage begins; False if it ends without one."""
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
-            if any(event["event"] == "start" for event in read_lines(run.log, at)[0]):
-                return True
-            if process.poll() is not None:
-                return False
-            time.sleep(0.01)
-        raise RuntimeError(f"no stage event within {PATIENCE:.0f} s; see {run.path}.log")
-
-    def _finished(self, run: RunFolder) -> dict[str, str]:
-        """Key -> stage of what is finished and whole."""
-        store, found = Store(str(run.path / "store")), {}
-        for artifact in store.all() if store.exists() else ():
-            try:
-                for output in artifact.payloads:
-                    store.read(artifact, output)
-            except Damaged:
-                continue
-            found[artifact.key] = artifact.stage
-        return found
-
-    def _account(self, run: RunFolder, events: list[dict[str, object]], before: dict[str, str]) -> None:
+    def account(self, run: RunFolder, events: list[dict[str, Any]]) -> None:
         """Executions of this start by stage against what is new since."""
-        new = Counter(stage for key, stage in self._finished(run).items() if key not in before)
+        new = Counter(stage for key, stage in finished(run).items() if key not in self.before)
         self.tally.published = dict(Counter(self.tally.published) + new)
         logged: Counter[str] = Counter()
         for event in events:
             if event["event"] == "stage":
                 node = str(event["stage"])
-                logged[node.split("_")[0]] += int(str(event["items"]))
-                self.tally.executions[node] = self.tally.executions.get(node, 0) + int(str(event["items"]))
+                logged[node.split("_")[0]] += int(event["items"])
+                self.tally.executions[node] = self.tally.executions.get(node, 0) + int(event["items"])
         self.tally.recomputed += sum(max(0, count - new[stage]) for stage, count in logged.items())
 
-    def _damage(self, run: RunFolder, chance: random.Random) -> None:
-        """Flip a byte of, cut or empty one file of the store, or of the run folder's own."""
+    def judge(self, run: RunFolder) -> int:
+        mine, whole = (FinishedRun(folder).folder.read_rows() for folder in (run, self.whole))
+        rows = abs(len(mine) - len({row.id for row in mine})) + len({row.id for row in mine} ^ {row.id for row in whole})
+        expected, digests = {row.id: row.output_sha256 for row in whole}, 0
+        for row in mine:
+            data = (run.path / row.output).read_bytes() if row.output else b""
+            digests += {hashlib.sha256(data).hexdigest(), row.output_sha256} != {expected.get(row.id)}
+        self.tally.wrong_rows += rows
+        self.tally.wrong_digests += digests
+        return rows + digests
+
+    def claim(self, results: Results) -> None:
+        results.claim("wrong_digests", self.tally.wrong_digests, 0)
+        results.claim("wrong_rows", self.tally.wrong_rows, 0)
+        results.claim("recomputed_executions", self.tally.recomputed, 0)
+
+
+@dataclass
+class KilledTally(PairsTally):
+    damaged: dict[str, int] = field(default_factory=dict)  # files by kind of damage
+    verify_next: bool = False
+    alone: int = 0  # kills that hit only the command's own process
+
+
+class KilledSoak(PairsSoak[KilledTally]):
+    """The command is killed, and files are damaged."""
+
+    name = "soak"
+    tally_kind = KilledTally
+
+    def command(self, run: Path) -> list[str]:
+        return [*super().command(run), *(["--verify"] if self.tally.verify_next else [])]
+
+    def kill(self, process: subprocess.Popen[bytes], chance: random.Random) -> None:
+        if self.dask.startswith("local:") and chance.random() < 0.5:
+            process.kill()
+            self.tally.alone += 1
+        else:
+            super().kill(process, chance)
+
+    def account(self, run: RunFolder, events: list[dict[str, Any]]) -> None:
+        self.tally.verify_next = False
+        super().account(run, events)
+
+    def damage(self, run: RunFolder, chance: random.Random) -> None:
+        """At half of the restarts flip a byte of, cut or empty one file of the store, or of the run folder's own."""
+        if chance.random() >= DAMAGED_SHARE:
+            return
         store = run.path / "store"
         files = sorted(path for path in (store / chance.choice(("payload", "payload", "index"))).rglob("*") if path.is_file())
         path = chance.choice(files) if files and chance.random() < 0.8 else chance.choice([run.manifest, run.settings])
@@ -172,59 +153,30 @@ class Soak:
         self.tally.damaged[f"{where} {kind}"] = self.tally.damaged.get(f"{where} {kind}", 0) + 1
         self.tally.verify_next = True
 
-    def _judge(self, run: RunFolder) -> None:
-        """A round is over: compare it with the undisturbed run."""
-        mine, whole = (FinishedRun(RunFolder(folder)).folder.read_rows() for folder in (run.path, self.whole))
-        self.tally.wrong_rows += abs(len(mine) - len({row.id for row in mine})) + len({r.id for r in mine} ^ {r.id for r in whole})
-        expected = {row.id: row.output_sha256 for row in whole}
-        for row in mine:
-            data = (run.path / row.output).read_bytes() if row.output else b""
-            self.tally.wrong_digests += {hashlib.sha256(data).hexdigest(), row.output_sha256} != {expected.get(row.id)}
-        parts = Store(str(run.path / "store")).index.scan().entries.select(["key", "part"]).to_pylist()
-        standing = Counter(key for key, _ in {(row["key"], row["part"]) for row in parts})
-        self.tally.twice += sum(count > 1 for count in standing.values())
-        self.tally.rounds += 1
-        shutil.rmtree(run.path)
+    def told(self) -> str:
+        return f"{super().told()}, {sum(self.tally.damaged.values())} files damaged"
+
+
+def finished(run: RunFolder) -> dict[str, str]:
+    """Key -> stage of what is finished and whole in the run's store."""
+    store, found = Store(str(run.path / "store")), {}
+    for artifact in store.all() if store.exists() else ():
+        try:
+            for output in artifact.payloads:
+                store.read(artifact, output)
+        except Damaged:
+            continue
+        found[artifact.key] = artifact.stage
+    return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
+    parser = soak_options(__doc__, kills=50, quick="4 kills, 4 pairs")
     parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0, help="of the people, the moments and the damage")
-    parser.add_argument("--work", default="", help="keep everything here, and go on from what is there")
-    parser.add_argument("--dask", default="", help="as of `e4s pairs`")
-    parser.add_argument("--quick", action="store_true", help="4 kills, 4 pairs")
+    parser.add_argument("--dask", default="", help="local:N as of `e4s pairs`; `outside`: a cluster that this starts")
     arguments = parser.parse_args()
     kills, pairs = (4, 4) if arguments.quick else (arguments.kills, arguments.pairs)
-    with tempfile.TemporaryDirectory(prefix="e4s-soak-") as temporary:
-        work = Path(arguments.work or temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        soak = Soak(work, pairs, arguments.seed, arguments.dask)
-        tally, began = soak.tally, time.monotonic()
-        try:
-            with prefect_api(work / "prefect.log"):
-                soak.prepare()
-                while tally.kills < kills or (work / f"round{tally.rounds}").exists():
-                    soak.cycle(kill=tally.kills < kills)  # the last round is brought to its end
-                    print(
-                        f"start {tally.starts}: {tally.kills} kills, {tally.in_flight} in flight, {tally.rounds} rounds, "
-                        f"{sum(tally.damaged.values())} files damaged, {time.monotonic() - began:.0f} s",
-                        flush=True,
-                    )
-        except KeyboardInterrupt:
-            print("interrupted; " + ("the same command goes on" if arguments.work else "give --work to go on later"), file=sys.stderr)
-            return 130
-        print(f"damage: {tally.damaged}\nstage executions logged: {tally.executions}\npublished: {tally.published}")
-    results = Results("soak")
-    results.claim("kills", tally.kills, kills, ">=")
-    results.claim("in_flight_share", tally.in_flight / max(tally.kills, 1), 0.8, ">=")
-    results.claim("rounds", tally.rounds, 1, ">=")
-    results.claim("wrong_digests", tally.wrong_digests, 0)
-    results.claim("wrong_rows", tally.wrong_rows, 0)
-    results.claim("recomputed_executions", tally.recomputed, 0)
-    results.claim("keys_finished_twice", tally.twice, 0)
-    return results.exit_code()
+    return carry_out(arguments.work, lambda work: KilledSoak(work, kills, arguments.seed, pairs, arguments.dask))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import pickle
 import queue
 import signal
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -35,7 +34,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 from flows.engine import Progress, Results, Shared, StageCall
 from flows.plan import Plan
 from flows.remote import PROBES, Kit, Refused, carry, enter, halt, packed, source_digest, topic
-from storage.store import StoreError
+from storage.store import Artifact, StoreError
 from tasks.graph import Graph, Item, UsageError
 from tasks.runner import ChunkJob, ChunkResult, DiskFull, Outcome
 
@@ -102,11 +101,13 @@ class Cluster:
         self._changed = threading.Condition()  # guards what follows
         self._sites: dict[str, _Site] = {}
         self._epoch = 0  # raised whenever the connection to the scheduler was lost: futures of before are void
+        self._looks = 0  # at the cluster
         self._problem: ClusterError | None = None
         self._closing = False
         self._losses: dict[int, int] = defaultdict(int)
         self._pool = ThreadPoolExecutor(512, "e4s-chunk")  # a thread waits for each chunk that is under way
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters to the user is said here, once
+        for name in ("distributed", "distributed.client"):  # what matters to the user is said here, once
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._own = OwnCluster(plan.request.processes, plan.graph.settings.device) if plan.request.processes else None
         self._address = self._own.cluster.scheduler_address if self._own else plan.request.dask
         self._probe(write=True)
@@ -209,26 +210,39 @@ class Cluster:
 
     def _place(self, job: ChunkJob, part: Part) -> ChunkResult:
         """Send a part to a worker; when that worker is lost, what it finished is looked up and the rest sent to another."""
+        given, lost, found = job.known, False, list[Artifact]()
         while True:
             site, epoch = self._reserve(part)
             try:
+                if lost:  # asked as late as can be: what a worker was at when its scheduler was lost, it may still have finished
+                    known = self._plan.store.lookup(_keys(self._plan.graph, job.items))
+                    found = [artifact for key, artifact in known.items() if key not in given]
+                    job = replace(job, known={**given, **known})
                 outcome = self._send(job, part, site, epoch)
             finally:
                 with self._changed:
                     site.load -= 1
                     self._changed.notify_all()
             if isinstance(outcome, ChunkResult):
-                return outcome
+                return replace(outcome, artifacts=[*found, *outcome.artifacts])  # other chunks may need what was found, too
             self._plan.folder.append_log("lost", chunk=job.number, worker=site.name, reason=outcome)
-            if self._epoch == epoch:  # not the scheduler's fault
+            lost = True
+            if self._is_the_same(epoch):  # not the scheduler's fault
                 self._losses[job.number] += 1
                 if self._losses[job.number] == LOSSES:
                     sentence = (
                         f"{LOSSES} workers were lost at this chunk, {site.name} last ({outcome}); is their memory too small? Try --chunk 1"
                     )
-                    return replace(_empty(job.items), crash=sentence)
-            known = self._plan.store.lookup(_keys(self._plan.graph, job.items))
-            job = replace(job, known={**job.known, **known})
+                    return replace(_empty(job.items), artifacts=found, crash=sentence)
+
+    def _is_the_same(self, epoch: int) -> bool:
+        """Whether the scheduler is still that of `epoch`: Dask cancels futures at once, we learn of a lost scheduler at the next look."""
+        with self._changed:
+            following = self._looks + 2  # one may be under way
+            while self._epoch == epoch and self._looks < following:
+                self._check()
+                self._changed.wait(LOOK_EVERY)
+            return self._epoch == epoch
 
     def _reserve(self, part: Part) -> tuple[_Site, int]:
         """Wait for a worker of the part's kind with room. Raises ClusterError if there was none at all for `--dask-wait` seconds."""
@@ -242,8 +256,8 @@ class Cluster:
                 else:
                     others = [site for site in self._sites.values() if not site.gpu and site.state != "refused"]
                     fitting = [site for site in others if site.state == "fits"] if others else fitting
-                if fitting or any(site.state == "new" for site in self._sites.values()):
-                    seen = time.monotonic()
+                if fitting or not self._scheduler or any(site.state == "new" for site in self._sites.values()):
+                    seen = time.monotonic()  # how long a scheduler may be away is decided where it is waited for
                 if fitting:
                     site = min(fitting, key=lambda site: site.load)
                     if site.load < AHEAD:
@@ -346,6 +360,9 @@ class Cluster:
             except Exception as error:
                 if not self._closing:
                     self._reconnect(error)
+            with self._changed:
+                self._looks += 1
+                self._changed.notify_all()
             time.sleep(LOOK_EVERY)
 
     def _reconnect(self, error: Exception) -> None:
@@ -470,14 +487,8 @@ class OwnCluster:
     """A scheduler in this process and worker processes on this machine: `count` without a GPU, and one per GPU when `device` is cuda."""
 
     def __init__(self, count: int, device: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="e4s-dask-", ignore_cleanup_errors=True)
-        common = {
-            "nthreads": 1,
-            "memory_limit": 0,
-            "dashboard": False,
-            "local_directory": self._folder.name,
-            "silence_logs": logging.CRITICAL,
-        }
+        # Folders of processes are where Dask has them by default: there it removes what killed ones left.
+        common = {"nthreads": 1, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
         workers = {
             name: {"cls": Nanny, "options": {**common, **options}} for name, options in own_workers(count, gpu_names(device)).items()
         }
@@ -493,7 +504,6 @@ class OwnCluster:
 
     def close(self) -> None:
         self.cluster.close(timeout=10)
-        self._folder.cleanup()
 
 
 def own_workers(count: int, gpus: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,6 @@ A process holds one set of models and works on one chunk at a time, however many
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import pickle
 import threading
@@ -18,7 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from distributed import Worker as DaskWorker
 from distributed import get_worker
+from distributed.worker import WORKER_ANY_RUNNING
 
 from e4s_models.weights import WeightsError
 from flows.engine import require_weights, use_threads
@@ -200,19 +201,18 @@ def carry(kit: Kit, job: ChunkJob, offers_gpu: bool) -> ChunkResult | None:
     Raises Refused, DiskFull or StoreError.
     """
     here = get_worker()
-    name = str(here.name)
     with _busy:
         if problem := examine(kit, offers_gpu):
             raise Refused(problem)
         worker = _worker(kit)
-        teller = _Teller(functools.partial(here.log_event, topic(kit.run)), kit.run, job.number, name)
+        teller = _Teller(here, kit.run, job.number)
         worker.notify = teller.within
         worker.prefetch(job)
         try:
             result = run_chunk(worker, job, teller.stage)
-        except KeyboardInterrupt:  # raised by the teller when the run was stopped
+        except KeyboardInterrupt:  # raised by the teller when the run was stopped, or this worker is
             return None
-        result.places = dict.fromkeys(result.computed, name)
+        result.places = dict.fromkeys(result.computed, str(here.name))
         return result
 
 
@@ -229,23 +229,32 @@ def topic(run: str) -> str:
 class _Teller:
     """Tells the planning process how a chunk goes on."""
 
-    def __init__(self, log: Callable[[Any], None], run: str, chunk: int, name: str) -> None:
-        self._log, self._run, self._told = log, run, 0.0
-        self._base = {"chunk": chunk, "worker": name}
+    def __init__(self, here: DaskWorker, run: str, chunk: int) -> None:
+        self._here, self._run, self._told = here, run, 0.0
+        self._task = here.get_current_task()
+        self._base = {"chunk": chunk, "worker": str(here.name)}
 
     def stage(self, node: str, work: Callable[[], None]) -> None:
         self._check()
-        self._log({**self._base, "node": node})
+        self._log(node=node)
         work()
 
     def within(self, share: float) -> None:
         self._check()
         if time.monotonic() - self._told > TELL_EVERY:
             self._told = time.monotonic()
-            self._log({**self._base, "share": share})
+            self._log(share=share)
+
+    def _log(self, **more: Any) -> None:
+        self._here.log_event(topic(self._run), {**self._base, **more})
 
     def _check(self) -> None:
-        if self._run in _halted:
+        """Leave the rest if the run was stopped, or this worker is closing, as it does when its scheduler is lost: others will be given it.
+
+        Dask cancels the task when the planning process is gone: the next one may be computing the same by now.
+        """
+        task = self._here.state.tasks.get(self._task)
+        if self._run in _halted or self._here.status not in WORKER_ANY_RUNNING or task is None or task.state == "cancelled":
             raise KeyboardInterrupt
 
 

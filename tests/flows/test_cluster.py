@@ -7,6 +7,7 @@ that offers the resource is told that there is one, since no stage uses it.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ import pytest
 from distributed import Client
 
 from benchmarks.cheap import PAIR_STAGES, make_inputs
+from benchmarks.killing import keys_twice
 from flows.cluster import ClusterError, make_kit, own_workers, parts
 from flows.engine import Summary, execute
 from flows.plan import PAIR_NODES, PAIR_RESULT, Plan, Request, make_plan
@@ -234,7 +236,9 @@ def test_damage_between_parts_is_made_again_by_the_part_that_made_it(
     assert summary.computed["reenact"] == summary.computed["blend"] == PAIRS
 
 
+@pytest.mark.parametrize("chunk", [PAIRS, 3])  # 3: the other chunks need pictures that the killed worker had finished
 def test_a_killed_worker_costs_only_what_it_had_not_finished(
+    chunk: int,
     fragile: Processes,
     inputs: tuple[str, str],
     alone: tuple[dict[str, str], Summary],
@@ -254,7 +258,7 @@ def test_a_killed_worker_costs_only_what_it_had_not_finished(
             os.killpg(victim.pid, signal.SIGKILL)
             fragile.worker("heir")
 
-    wanted = request(inputs, tmp_path / "run", dask=fragile.address, chunk=PAIRS, changes=["swap.seconds=0.2"])
+    wanted = request(inputs, tmp_path / "run", dask=fragile.address, chunk=chunk, changes=["swap.seconds=0.2"])
     summary = carry_out(wanted, Told(kill))
     assert killed[0]
     assert (summary.done, summary.exit_code) == (PAIRS, 0)
@@ -262,7 +266,7 @@ def test_a_killed_worker_costs_only_what_it_had_not_finished(
     everything = {artifact.key for artifact in Store(str(tmp_path / "run/store")).all()}
     assert sum(summary.computed.values()) == len(everything - killed[0])
     assert "align" not in summary.computed
-    assert "worker victim is lost" in capsys.readouterr().err
+    assert "is lost; what it had not finished goes to others" in capsys.readouterr().err
 
 
 def test_a_scheduler_that_comes_back_costs_nothing_that_is_finished(
@@ -271,7 +275,9 @@ def test_a_scheduler_that_comes_back_costs_nothing_that_is_finished(
     alone: tuple[dict[str, str], Summary],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("flows.cluster.LOSSES", 1)  # a lost scheduler is no lost worker
     first, _ = fragile.ready("before")
     restarted = []
 
@@ -291,6 +297,7 @@ def test_a_scheduler_that_comes_back_costs_nothing_that_is_finished(
     assert "the Dask scheduler is lost" in (errors := capsys.readouterr().err)
     assert "the Dask scheduler is back" in errors
     assert "after" in set().union(*places(tmp_path / "run").values())
+    assert keys_twice(Store(str(tmp_path / "run/store"))) == 0
 
 
 def test_a_scheduler_that_stays_away_ends_the_run_in_order(fragile: Processes, inputs: tuple[str, str], tmp_path: Path) -> None:
@@ -324,6 +331,26 @@ def test_an_interruption_stops_the_workers_and_keeps_what_is_done(cluster: Proce
         carry_out(wanted, Told(interrupt))
     assert {row.status for row in RunFolder(tmp_path).read_rows()} >= {"left"}
     assert carry_out(wanted).done == PAIRS
+
+
+def test_workers_leave_what_a_killed_command_wanted(
+    cluster: Processes, inputs: tuple[str, str], alone: tuple[dict[str, str], Summary], tmp_path: Path
+) -> None:
+    wanted = request(inputs, tmp_path, dask=cluster.address, chunk=PAIRS, changes=["swap.seconds=0.4"])
+    code = "import pickle, sys; from tests.flows.test_cluster import carry_out; carry_out(pickle.loads(bytes.fromhex(sys.argv[1])))"
+    command = subprocess.Popen([sys.executable, "-c", code, pickle.dumps(wanted).hex()], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(event.get("stage") == "swap" for event in RunFolder(tmp_path).read_log()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        command.kill()
+        command.wait()
+    assert "swap" in {event.get("stage") for event in RunFolder(tmp_path).read_log()}
+    time.sleep(1.0)  # less than the rest of the chunk takes; a command needs more to start
+    assert carry_out(wanted).done == PAIRS
+    assert digests(tmp_path) == alone[0]
+    assert keys_twice(Store(str(tmp_path / "store"))) == 0
 
 
 def test_a_worker_with_another_program_is_refused_by_name(
