@@ -2,7 +2,8 @@
 
 `attempts.jsonl` in the run folder holds a line per failed attempt (time, item, key, attempt, stage, reason) and a line where an item was
 released from quarantine. The key is that of the result that was wanted: with another setting or another picture counting starts anew.
-An input that cannot be read has no key; it is looked at on every rerun, since that costs nothing, and its attempts are counted apart.
+An input that cannot be read has no key: nothing is tried and nothing counted. It is looked at on every rerun, since that costs nothing; a
+line says the reason whenever that is another one.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ class Attempts:
         self._count: dict[tuple[str, str], int] = {}
         self._last: dict[tuple[str, str], tuple[str, str]] = {}
         for line in read_lines(folder.attempts)[0]:
-            slot = str(line.get("item")), str(line.get("key"))
+            slot = str(line.get("item")), str(line.get("key") or "")
             self._count[slot] = 0 if line.get("event") == "released" else int(line.get("attempt") or 0)
             self._last[slot] = str(line.get("stage")), str(line.get("reason"))
 
     def look_up(self, row: BaseRow) -> None:
         """Write into the row how often it failed, and whether that is too often; if so, with the last time's stage and reason."""
         slot = row.id, row.key
-        row.attempts = self._count.get(slot, 0)
+        row.attempts = self._count.get(slot, 0) if row.key else 0
         row.quarantined = row.attempts >= self.limit
-        if row.quarantined and row.key:
+        if row.quarantined:
             row.status, (row.stage, row.reason) = "failed", self._last[slot]
 
     def add(self, rows: Iterable[BaseRow]) -> None:
@@ -45,6 +46,16 @@ class Attempts:
             row.quarantined = row.attempts >= self.limit
             self._last[slot] = row.stage, row.reason
             lines.append(_line(row, "failed", attempt=row.attempts, stage=row.stage, reason=row.reason))
+        self._write(lines)
+
+    def unreadable(self, rows: Iterable[BaseRow]) -> None:
+        """Note rows whose inputs cannot be read, each once for a reason."""
+        lines = []
+        for row in rows:
+            slot, last = (row.id, ""), (row.stage, row.reason)
+            if self._last.get(slot) != last:
+                self._last[slot] = last
+                lines.append(_line(row, "unreadable", stage=row.stage, reason=row.reason))
         self._write(lines)
 
     def release(self, rows: Iterable[BaseRow]) -> None:
@@ -62,14 +73,13 @@ class Attempts:
 
 
 def history(folder: RunFiles[Any]) -> dict[str, list[str]]:
-    """Item -> a line per failed attempt and release, in order: time, stage and reason."""
+    """Item -> a line per failed attempt, release and reason not to try, in order: time, stage and reason."""
     found: dict[str, list[str]] = defaultdict(list)
     for line in read_lines(folder.attempts)[0]:
         when = datetime.fromtimestamp(float(line.get("time") or 0), UTC).isoformat(" ", "seconds").removesuffix("+00:00")
-        what = (
-            "released" if line.get("event") == "released" else f"attempt {line.get('attempt')}: {line.get('stage')}: {line.get('reason')}"
-        )
-        found[str(line.get("item"))].append(f"{when} UTC  {what}")
+        what = {"released": "released", "unreadable": "not tried"}.get(str(line.get("event")), f"attempt {line.get('attempt')}")
+        why = "" if what == "released" else f": {line.get('stage')}: {line.get('reason')}"
+        found[str(line.get("item"))].append(f"{when} UTC  {what}{why}")
     return found
 
 

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from flows.plan import open_store
+from flows.plan import PAIR_NODES, open_store
 from flows.progress import plural
+from flows.video_plan import VERSIONS
 from storage.prune import Pruning, Selection, made, prune
 from storage.run import RunFolder
 from storage.runs import Run, run_id
@@ -34,9 +35,10 @@ def print_store(place: str) -> int:
     entries = store.index.overview()
     entries = entries.filter(entries["first"])
     console = Console(soft_wrap=True, highlight=False)
-    table = Table("stage", "artifacts", "failed", "size", "first made", "last made")
-    for column in table.columns:
+    table = Table("stage", "artifacts", "failed", "size", "first made", "last made", box=None, pad_edge=False)
+    for column in table.columns[1:]:
         column.no_wrap = True
+    table.columns[0].overflow = "fold"  # a long name gives way, so that 80 columns show the rest
     stages = np.asarray(entries["stage"].cast(pa.string()))
     times = made(entries)
     for stage in sorted(set(stages)):
@@ -96,6 +98,7 @@ def prune_store(
     stages: Sequence[str] = (),
     run: str = "",
     shared_too: bool = False,
+    unused: bool = False,
     failed: bool = False,
     max_size: str = "",
     really: bool = False,
@@ -106,17 +109,23 @@ def prune_store(
         raise UsageError("--with-shared goes with --run")
     if stages and (unknown := set(stages) - _stages_of(store)):
         raise UsageError(f"{unknown.pop()}: the store holds nothing of such a stage; `e4s cache list {place}` shows what it holds")
+    if unused:
+        _check_unused(store, place, run, stages)
     selection = Selection(
         older_than=parse_age(older_than) if older_than else None,
-        stages=tuple(stages),
+        stages=tuple(stages) or (planned_stages() if unused else ()),
         run=_registered(store, run) if run else None,
         shared_too=shared_too,
+        unused=unused,
         failed=failed,
         max_size=parse_size(max_size) if max_size else None,
     )
     pruning = prune(store, selection, really=really)
     for line in _account(pruning, selection, really):
         print(line)
+    if unused:
+        for gone in (run for run in store.runs.registered() if run.folder_gone):
+            print(f"e4s: {gone.path} is gone, what it used counts all the same; --run {gone.path} selects that", file=sys.stderr)
     if pruning.spared:
         for live in pruning.running:
             print(f"e4s: spared {plural(pruning.spared, 'artifact')} for the running {live.path} on {live.host}", file=sys.stderr)
@@ -167,8 +176,12 @@ def _account(pruning: Pruning, selection: Selection, really: bool) -> Iterator[s
         yield f"{plural(pruning.waiting, 'file')} that nothing refers to stay until they are an hour old: a run may be about to use them"
     if selection.max_size is not None and pruning.kept_bytes > selection.max_size:
         yield f"more than {size(selection.max_size)} stays: the rest is needed by running runs or not selected"
+    if not selection.any:
+        yield "only what crashed writers left was looked for: --unused, --run, --stage, --older-than, --failed, --max-size select artifacts"
     if not really:
-        yield "nothing was removed; repeat with --yes to do it"
+        yield "this was a dry run, nothing was removed" + (
+            "; the same command with --yes removes it" if pruning.freed or pruning.artifacts else ""
+        )
 
 
 def _problem(store: Store, artifact: Artifact) -> Damaged | None:
@@ -177,6 +190,22 @@ def _problem(store: Store, artifact: Artifact) -> Damaged | None:
     except Damaged as damaged:
         return damaged
     return None
+
+
+def planned_stages() -> tuple[str, ...]:
+    """Stages whose artifacts a run registers with its plan. What reports measured and show is registered by nobody."""
+    return (*{node.stage: None for node in PAIR_NODES}, *VERSIONS)
+
+
+def _check_unused(store: Store, place: str, run: str, stages: Sequence[str]) -> None:
+    if run:
+        raise UsageError("--unused is about all runs: leave --run out")
+    if measured := set(stages) - set(planned_stages()):
+        raise UsageError(f"--unused: no run says whether it uses what {measured.pop()} made; leave --unused or that --stage out")
+    if not store.runs.registered():
+        raise UsageError(
+            f"{place}: no run is registered in this store, so all of it would count as unused; select by --stage or --older-than"
+        )
 
 
 def _registered(store: Store, run: str) -> Run:

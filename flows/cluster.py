@@ -329,9 +329,11 @@ class Cluster:
     # -- the cluster -----------------------------------------------------------------------------------------------------------------
 
     def _connect(self, deadline: float) -> Client:
+        told = hasattr(self, "_client")  # that a scheduler is lost is said already
         while True:
             try:
-                client = Client(self._address, timeout=max(1, min(5, math.ceil(self._patience))), set_as_default=False)
+                left = math.ceil(deadline - time.monotonic())
+                client = Client(self._address, timeout=max(1, min(5 if told else 3, left)), set_as_default=False)
                 break
             except (OSError, TimeoutError) as error:
                 if self._closing:
@@ -342,6 +344,13 @@ class Cluster:
                         f"{self._address}: no Dask scheduler {again} there ({type(error).__name__}); start one and repeat the same command "
                         "(nothing finished is lost)"
                     ) from None
+                if not told:
+                    told = True
+                    print(
+                        f"e4s: {self._address}: no Dask scheduler answers there yet; waiting for one, {self._patience:g} s at most "
+                        "(--dask-wait)",
+                        file=sys.stderr,
+                    )
                 time.sleep(0.2)
             except ValueError as error:
                 raise ClusterError(f"--dask {self._address}: {error}; give tcp://HOST:PORT of a Dask scheduler") from None

@@ -304,7 +304,6 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
         found = {role: images.get(path) for role, path in (("source", pair.source), ("target", pair.target))}
         problem = pair.problem or next((f"{role}: {image}" for role, image in found.items() if isinstance(image, str)), "")
         if problem:
-            attempts.look_up(row)
             row.status, row.stage, row.reason = "failed", "input", problem
             unreadable.append(row)
             continue
@@ -326,9 +325,9 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
         known = finds.verified(known)
     todo = [item for item in items if not finds.finished(rows[item.id], known)]
     todo = _to_try(request, graph, store, attempts, rows, todo, known, dry)
-    attempts.add(row for row in unreadable if not row.quarantined)  # their history ends there
+    attempts.unreadable(unreadable)
     if not dry:
-        remove_stale(folder, before.values(), rows)
+        remove_stale(folder, before.values(), rows, store)
     done = sum(row.status == "done" for row in rows.values())
     seconds = time.perf_counter() - began
     gone = {key: "damaged" if kind == "void" else kind for key, kind in looked_up.cancelled.items()}
@@ -496,15 +495,34 @@ def _to_try(
     return todo
 
 
-def remove_stale(folder: RunFiles[Any], before: Iterable[BaseRow], rows: Mapping[str, BaseRow]) -> None:
-    """Remove outputs that an earlier manifest lists and this one does not hold as done: made with other inputs or settings.
+def remove_stale(folder: RunFiles[AnyRow], before: Iterable[AnyRow], rows: Mapping[str, BaseRow], store: Store | None) -> None:
+    """Take outputs away that an earlier manifest lists and this one does not hold as done: made with other inputs or settings.
 
-    The results themselves stay in the store.
+    Nothing finished is lost by it: an output whose result `store` still holds is removed, any other is moved to RUN/replaced. Where the
+    store holds results in parts only (videos) it is None. What is to be made again under the same key was damaged, and goes.
     """
     kept = {row.output for row in rows.values() if row.status == "done"}
-    for row in before:
-        if row.output and row.output not in kept:
-            (folder.path / row.output).unlink(missing_ok=True)
+    stale = [row for row in before if row.output and row.output not in kept and (folder.path / row.output).exists()]
+    again = {row.id for row in stale if row.id in rows and rows[row.id].key == row.key}
+    found = store.lookup({row.key for row in stale if row.id not in again}) if store and stale else {}
+    removed = moved = 0
+    for row in stale:
+        path = folder.path / row.output
+        if row.id in again:
+            path.unlink()
+        elif row.key in found and not found[row.key].failed:
+            path.unlink()
+            removed += 1
+        else:
+            (folder.path / "replaced").mkdir(exist_ok=True)
+            path.rename(folder.path / "replaced" / f"{path.stem}-{row.output_sha256[:8]}{path.suffix}")
+            moved += 1
+    of_others = "e4s: outputs of other inputs or settings:"
+    if removed:
+        back = "the store keeps their results, and the command that made them puts them back without computing"
+        print(f"{of_others} {removed} removed; {back}", file=sys.stderr)
+    if moved:
+        print(f"{of_others} {moved} moved to {folder.path / 'replaced'}; remove there what is not needed", file=sys.stderr)
 
 
 def stands(folder: RunFiles[Any], row: BaseRow, verify: bool) -> bool:

@@ -279,6 +279,16 @@ def told(folder: RunFolder, report: Report) -> list[str]:
     ]
 
 
+def is_measured(page: Path) -> bool:
+    """Whether a run's page is there and shows metrics, which a page written without measuring would lose."""
+    return page.exists() and b'id="metrics"' in page.read_bytes()
+
+
+def exit_code(folder: RunFiles[Any]) -> int:
+    """Of a report on a run: 2 if items of it failed, which the page names, else 0."""
+    return 2 if any(row.status == "failed" for row in folder.read_rows()) else 0
+
+
 # -- best and worst ----------------------------------------------------------------------------------------------------------------------
 
 _End = tuple[int, list[str], list[str]]  # index of a line, ids of its best and of its worst pairs

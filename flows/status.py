@@ -21,15 +21,19 @@ from storage.video_run import open_run
 
 FOLLOW_EVERY = 1.0  # s between looks at a run
 
+_NODES = tuple(node.name for node in PAIR_NODES)
+_ORDER = ("probe", "source", *(f"{node} (source)" for node in _NODES), "detect", "track", *_NODES, "segment", "join", "remux")
+"""Rows of the table as items and videos go through them."""
+
 
 @dataclass
 class StageState:
-    """One node in one run; items of per-image stages are pictures."""
+    """One node or pass in one run. Items are what it works on: pictures, pairs, frames; stretches of a video for `detect` and `segment`."""
 
     done: int = 0  # computed, by all commands on this run folder together
     seconds: float = 0.0  # compute of these
     failed: int = 0  # items that failed in it since the last command began
-    left: int = 0  # of what the last command had to do
+    left: int | None = None  # of what the last command had to do; None: not known beforehand
     running: int = 0  # items of the chunks that are in it
 
 
@@ -74,7 +78,7 @@ class RunState:
         self.began, self.finished, self.ended, self.chunk = event["time"], 0, False, min(event.get("chunk", 0), event["todo"])
         self._where.clear()
         for state in self.stages.values():
-            state.failed = state.left = 0
+            state.failed, state.left = 0, 0 if "stages" in event else None
         for name, works in event.get("stages", {}).items():
             self._stage_of(name).left = works
 
@@ -82,13 +86,19 @@ class RunState:
         self._where[event["chunk"]] = event["stage"]
 
     def _stage(self, event: Mapping[str, Any]) -> None:
-        state = self._stage_of(event["stage"])
+        state = self._stage_of(self._row(event))
         state.done += event["items"]
         state.seconds += event["seconds"]
-        state.left = max(0, state.left - event["items"])
+        if state.left is not None:
+            state.left = max(0, state.left - event["items"])
 
     def _failed(self, event: Mapping[str, Any]) -> None:
-        self._stage_of(event["stage"]).failed += 1
+        self._stage_of(self._row(event)).failed += 1
+
+    def _row(self, event: Mapping[str, Any]) -> str:
+        """A video's source goes through stages that its frames go through, too; it has rows of its own."""
+        of_source = self._where.get(event.get("chunk", -1)) == "source" and event["stage"] in _NODES
+        return f"{event['stage']} (source)" if of_source else str(event["stage"])
 
     def _chunk(self, event: Mapping[str, Any]) -> None:
         self._where.pop(event["chunk"], None)
@@ -113,7 +123,7 @@ def print_status(run: str) -> int:
     holder = folder.holder()
     if holder and not state.ended and state.items:  # the manifest lags behind
         counts = Counter(done=state.done, failed=state.failed, left=state.left)
-    quarantined = sum(row.quarantined and bool(row.key) for row in rows)
+    quarantined = sum(row.quarantined for row in rows)
     console.print(
         f"{folder.path}: {plural(len(rows), folder.noun)}: {counts['done']} done, {counts['failed']} failed, {counts['left']} left"
         + (f"; {quarantined} of the failed are quarantined" if quarantined else "")
@@ -140,15 +150,18 @@ def print_failed(run: str) -> int:
         print(f"{row.id}: {row.stage}: {row.reason}{tries(row)}")
         for line in past.get(row.id, ()):
             print(f"    {line}")
-    again = [word for word in ("failed", "quarantined") if any(row.quarantined == (word == "quarantined") for row in failed)]
-    remedy = "; " + ", ".join(f"--retry {word} tries the {word} again" for word in again) if again else ""
-    print(f"{plural(len(failed), f'failed {folder.noun}')}{remedy}")
+    tried = [row for row in failed if row.key]
+    again = [word for word in ("failed", "quarantined") if any(row.quarantined == (word == "quarantined") for row in tried)]
+    remedies = [f"--retry {word} tries the {word} again" for word in again]
+    if len(tried) < len(failed):
+        remedies.append("what cannot be read is looked at on every rerun")
+    print("; ".join([plural(len(failed), f"failed {folder.noun}"), *([", ".join(remedies)] if remedies else [])]))
     return 2 if failed else 0
 
 
 def tries(row: BaseRow) -> str:
     """What a failed row's attempts mean, to be put behind its reason."""
-    if row.quarantined and row.key:
+    if row.quarantined:
         return f" (quarantined after {plural(row.attempts, 'attempt')}; --retry quarantined tries it again)"
     return f" ({row.attempts} attempts)" if row.attempts > 1 else ""
 
@@ -178,10 +191,12 @@ def _table(state: RunState) -> Table:
     table = Table("stage", "done", "running", "failed", "left", "seconds", "per item")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name in dict.fromkeys((*(node.name for node in PAIR_NODES), *state.stages)):
-        if stage := state.stages.get(name):
+    for name in dict.fromkeys((*_ORDER, *state.stages)):
+        stage = state.stages.get(name)
+        if stage and (stage.done or stage.running or stage.failed or stage.left):
             each = f"{stage.seconds / stage.done:.3f}" if stage.done else ""
-            table.add_row(name, *map(str, (stage.done, stage.running, stage.failed, stage.left)), f"{stage.seconds:.1f}", each)
+            left = "" if stage.left is None else str(stage.left)
+            table.add_row(name, *map(str, (stage.done, stage.running, stage.failed)), left, f"{stage.seconds:.1f}", each)
     return table
 
 

@@ -19,6 +19,7 @@ from flows.inputs import check_id
 from flows.pictures import Pictures
 from flows.plan import PAIR_NODES, Retry, environment, open_store, pick_device, read_previous, remove_stale, stands
 from flows.profiles import make_settings
+from flows.video_survey import set_known_failures_aside
 from storage.keys import digest
 from storage.run import unlock
 from storage.runs import Lease
@@ -111,6 +112,10 @@ class VideoPlan:
     done_before: int
     seconds: float
     attempts: Attempts
+    previous: Mapping[str, Any] = field(default_factory=dict)  # run.json as the run before left it; empty if there is none
+    before: Mapping[str, VideoRow] = field(default_factory=dict)  # its rows by id
+    dry: bool = False  # only to be looked at: nothing is written
+    again: set[str] = field(default_factory=set)  # ids that are tried although their failure is remembered
     lock: IO[bytes] | None = field(default=None, repr=False)
     lease: Lease | None = field(default=None, repr=False)
 
@@ -160,6 +165,9 @@ class VideoPlan:
         by_key = {work.key: work for work in works.values()}
         used = {work.key for work in needed(by_key, [works[FRAME_RESULT[0], ""].key], ())}
         wanted = [place for place, work in works.items() if place[1] == "source" and work.key in used]
+        if not wanted:
+            chosen = " and ".join(f"{name}={self.graph.stages[name].backend}" for name in ("reenact", "swap") if name in self.graph.stages)
+            raise UsageError(f"with {chosen} no frame needs work on the source picture, so nothing of it would be seen; choose others")
         return Graph(VIDEO_NODES, FRAME_RESULT, self.graph.settings, wanted=wanted)
 
     def describe(self) -> dict[str, object]:
@@ -213,8 +221,11 @@ def _prints(graph: Graph, configs: Configs) -> dict[str, Any]:
     }
 
 
-def make_video_plan(request: VideoRequest) -> VideoPlan:
-    """Read the manifest, hash the inputs, see what is done. Raises UsageError or RunError."""
+def make_video_plan(request: VideoRequest, *, dry: bool = False) -> VideoPlan:
+    """Read the manifest, hash the inputs, see what is done. Raises UsageError or RunError.
+
+    With `dry` nothing is written, locked or cancelled: the plan says what a run would do now, beside one that is at work, too.
+    """
     began = time.perf_counter()
     settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device))
     options = dict(settings.options)
@@ -233,18 +244,23 @@ def make_video_plan(request: VideoRequest) -> VideoPlan:
     configs = Configs(**own, paste=make_config(paste, options.get("paste", {})))
     rows = {row.id: row for row in read_videos(request.manifest, source_face=request.source_face, face=request.face)}
     folder = VideoRunFolder(request.run)
-    folder.create()
-    lock = folder.lock()
-    _, before = read_previous(folder)
+    lock = None
+    if not dry:
+        folder.create()
+        lock = folder.lock()
+    previous, before = read_previous(folder)
     store = open_store(folder, request.store)
-    attempts = Attempts(folder, request.max_attempts)
-    plan = VideoPlan(request, graph, configs, store, folder, rows, [], 0, 0.0, attempts, lock)
+    attempts = Attempts(folder, request.max_attempts, dry)
+    plan = VideoPlan(request, graph, configs, store, folder, rows, [], 0, 0.0, attempts, previous, before, dry, lock=lock)
     try:
         _identify(plan)
         _sort_out(plan, before)
-        remove_stale(folder, before.values(), rows)
-        if plan.todo:
-            plan.lease = store.register(folder.path, (row.key for row in rows.values() if row.key))
+        known = set_known_failures_aside(plan)
+        if not dry:
+            remove_stale(folder, before.values(), rows, None)
+        if plan.todo and not dry:
+            plan.lease = store.register(folder.path, (row.key for row in rows.values() if row.key), unfolding=True)
+            store.runs.extend(folder.path, known)
     except BaseException:
         plan.close()
         raise
@@ -260,8 +276,9 @@ def _identify(plan: VideoPlan) -> None:
     videos = Pictures(plan.folder.path / "videos.parquet", request.max_pixels, trust=not request.verify, probe=_no_probe)
     images = pictures.find([*(row.source for row in rows), *(row.face for row in rows if not row.face.isdecimal())])
     films = videos.find(row.video for row in rows)
-    pictures.remember()
-    videos.remember()
+    if not plan.dry:
+        pictures.remember()
+        videos.remember()
     for row in rows:
         person = None if row.face.isdecimal() else images[row.face]
         for role, found in (("source", images[row.source]), ("video", films[row.video]), ("face", person)):
@@ -289,9 +306,7 @@ def _sort_out(plan: VideoPlan, before: Mapping[str, VideoRow]) -> None:
         earlier = before.get(row.id)
         if row.reason:
             row.status = "failed"
-            plan.attempts.look_up(row)
-            if not row.quarantined:
-                unreadable.append(row)
+            unreadable.append(row)
             continue
         if earlier and earlier.key == row.key:
             row.seconds = earlier.seconds
@@ -301,9 +316,11 @@ def _sort_out(plan: VideoPlan, before: Mapping[str, VideoRow]) -> None:
         plan.attempts.look_up(row)
         if row.quarantined and "quarantined" in plan.request.retry:
             plan.attempts.release([row])
+            plan.again.add(row.id)
         if not row.quarantined:
             plan.todo.append(row.id)
-    plan.attempts.add(unreadable)
+            plan.again |= {row.id} if "failed" in plan.request.retry else set()
+    plan.attempts.unreadable(unreadable)
 
 
 def read_videos(manifest: str, *, source_face: int = 0, face: str = "largest") -> Iterator[VideoRow]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections import ChainMap, Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from flows.plan import Plan, Request, make_plan
 from flows.progress import plural
-from storage.run import Row, RunFolder
-from tasks.graph import Item, UsageError, Work, needed
+from storage.run import BaseRow, Row, RunFiles, RunFolder
+from tasks.graph import Graph, Item, UsageError, Work, needed
+
+if TYPE_CHECKING:
+    from flows.video_plan import VideoRequest
+
+AnyRequest = TypeVar("AnyRequest", "Request", "VideoRequest")
 
 NEW, UNFINISHED, AGAIN = "new", "not finished before", "failed before, tried again"
 _EXPECTED = (NEW, UNFINISHED, AGAIN)  # what needs no explanation when a run goes on
-_FOLLOWING = ("upstream changed", "not kept")  # what is only computed because something else is
+_FOLLOWING = ("upstream", "not kept")  # what is only computed because something else is
 _BLOCK = 256  # items whose works are in memory at once
 
 
@@ -29,6 +34,11 @@ class Reason:
     node: str
     why: str
     works: int
+    more: bool = False  # how many more there are follows from what is to be made first
+
+    @property
+    def number(self) -> str:
+        return f"{self.works or ''}{'?' if not self.works else '+'}" if self.more else str(self.works)
 
 
 def explain(plan: Plan) -> list[Reason]:
@@ -38,7 +48,7 @@ def explain(plan: Plan) -> list[Reason]:
     version, device); a stage before it changed; nothing changed, and what it made is not there (damaged, pruned, not kept, not finished).
     """
     changes = stage_changes(plan.previous.get("nodes", {}), plan.graph.fingerprints)
-    upstream = _upstream(plan)
+    upstream = nodes_above(plan.graph)
     causes: dict[str, dict[str, int]] = {node.name: defaultdict(int) for node in plan.graph.nodes}
     pictures = {(sha256, face) for row in plan.before.values() for sha256, face in _pictures(row)}
     for item, (_, role), work in works_left(plan):
@@ -68,41 +78,60 @@ def stage_changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Map
 def headline(plan: Plan) -> str:
     """One line if pairs that were done are computed again: how many, where it begins and why; else ""."""
     again = sum((before := plan.before.get(item.id)) is not None and before.status == "done" for item in plan.todo)
-    if not again:
-        return ""
-    reasons = explain(plan)
+    return computed_again(again, "pair", explain(plan)) if again else ""
+
+
+def computed_again(items: int, noun: str, reasons: Sequence[Reason]) -> str:
+    """One line on finished items that are computed again: how many, where it begins and why, and what is computed."""
     roots = [reason for reason in reasons if reason.why not in _EXPECTED and not reason.why.startswith(_FOLLOWING)]
-    works: Counter[str] = Counter()
+    works: dict[str, Reason] = {}
     for reason in reasons:
         if reason.why not in _EXPECTED:
-            works[reason.node] += reason.works
+            before = works.get(reason.node, Reason(reason.node, "", 0))
+            works[reason.node] = Reason(reason.node, "", before.works + reason.works, before.more or reason.more)
     because = "; ".join(f"{reason.node}: {reason.why}" for reason in roots[:4]) + ("; ..." if len(roots) > 4 else "")
-    return f"{plural(again, 'finished pair')} computed again ({because}): " + ", ".join(f"{node} {count}" for node, count in works.items())
+    counts = ", ".join(f"{node} {total.number}" for node, total in works.items())
+    return f"{plural(items, f'finished {noun}')} computed again ({because}): {counts}"
 
 
 def print_why(plan: Plan) -> int:
     """Print what the plan computes and why; always 0: nothing was tried."""
-    failed = [row for row in plan.rows.values() if row.status == "failed"]
-    quarantined = sum(row.quarantined and bool(row.key) for row in failed)
-    text = f"{plan.folder.path}: {plural(len(plan.rows), 'pair')}: {plan.done_before} done, {len(plan.todo)} to do, {len(failed)} not tried"
+    return print_reasons(plan.folder, plan.rows.values(), len(plan.todo), explain(plan))
+
+
+def print_reasons(folder: RunFiles[Any], rows: Collection[BaseRow], todo: int, reasons: Sequence[Reason]) -> int:
+    """Print how the items of a plan stand, and a table of reasons; returns 0."""
+    count = Counter(row.status for row in rows)
+    quarantined = sum(row.quarantined for row in rows if row.status == "failed")
+    text = f"{folder.path}: {plural(len(rows), folder.noun)}: {count['done']} done, {todo} to do, {count['failed']} not tried"
     print(text + (f" ({quarantined} of them quarantined)" if quarantined else ""))
-    reasons = explain(plan)
     if not reasons:
         print("nothing would be computed")
         return 0
     table = Table("stage", "runs", "why", box=None, pad_edge=False)
     for reason in reasons:
-        table.add_row(reason.node, str(reason.works), reason.why)
+        table.add_row(reason.node, reason.number, reason.why)
     Console(soft_wrap=True, highlight=False, markup=False).print(table)
     return 0
 
 
 def why_again(run: str, manifest: str, *, profile: str, stages: list[str], changes: list[str], verify: bool) -> int:
     """`e4s status RUN --why`: the run's own request, as run.json has it, planned anew with what is given instead. Writes nothing."""
-    folder = RunFolder(run)
+    changed = request_again(Request, RunFolder(run), manifest, profile=profile, stages=stages, changes=changes, verify=verify)
+    return print_why(make_plan(changed, dry=True))
+
+
+def request_again(
+    kind: type[AnyRequest], folder: RunFiles[Any], manifest: str, *, profile: str, stages: list[str], changes: list[str], verify: bool
+) -> AnyRequest:
+    """A run's own request, as its run.json has it, with what is given instead. Raises RunError, UsageError."""
     recorded = dict(folder.read_settings()["request"])
-    known = {field.name for field in fields(Request)}
-    request = {name: value for name, value in recorded.items() if name in known} | {"run": run, "verify": verify, "retry": ()}
+    known = {field.name for field in fields(kind)}
+    request: dict[str, Any] = {name: value for name, value in recorded.items() if name in known} | {
+        "run": str(folder.path),
+        "verify": verify,
+        "retry": (),
+    }
     if manifest:
         request["manifest"] = manifest
     elif not Path(request["manifest"]).exists() and ":" not in request["manifest"]:
@@ -111,7 +140,7 @@ def why_again(run: str, manifest: str, *, profile: str, stages: list[str], chang
         request["profile"] = profile
     request["stages"] = [*request.get("stages", ()), *stages]
     request["changes"] = [*request.get("changes", ()), *changes]
-    return print_why(make_plan(Request(**request), dry=True))
+    return kind(**request)
 
 
 def works_left(plan: Plan) -> Iterator[tuple[Item, tuple[str, str], Work]]:
@@ -132,9 +161,8 @@ def works_left(plan: Plan) -> Iterator[tuple[Item, tuple[str, str], Work]]:
             yield *place[work.key], work
 
 
-def _upstream(plan: Plan) -> dict[str, list[str]]:
+def nodes_above(graph: Graph) -> dict[str, list[str]]:
     """Node -> all nodes whose outputs it depends on, in reading order."""
-    graph = plan.graph
     found: dict[str, set[str]] = {}
     for node in graph.nodes:
         direct = graph.producers(node.name)
@@ -148,14 +176,19 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
         return  # the rest belongs to the backend
     if before.get("version") != now["version"]:
         yield f"stage version changed: {before.get('version')} -> {now['version']}"
-    for name, what in (("config", "config changed"), ("weights", "weights changed"), ("libraries", "library changed")):
-        old, new = before.get(name) or {}, now[name]
-        for entry in sorted(old.keys() | new.keys()):
-            if _plain(old.get(entry)) != _plain(new.get(entry)):
-                yield f"{what}: {entry} {_shown(name, old.get(entry))} -> {_shown(name, new.get(entry))}"
+    for part in ("config", "weights", "libraries"):
+        yield from part_changes(part, before.get(part) or {}, now[part])
     for name in ("device", "precision"):
         if before.get(name) != now[name]:
             yield f"{name} changed: {before.get(name)} -> {now[name]}"
+
+
+def part_changes(part: str, old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Which entries of config, weights or libraries differ; `prefix` goes before an entry's name."""
+    what = {"weights": "weights", "libraries": "library"}.get(part, "config")
+    for entry in sorted(old.keys() | new.keys()):
+        if _plain(old.get(entry)) != _plain(new.get(entry)):
+            yield f"{what} changed: {prefix}{entry} {_shown(part, old.get(entry))} -> {_shown(part, new.get(entry))}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Free room in a store: by age, stage, run, failure or size budget, and what crashed writers left.
+"""Free room in a store: by age, stage, run, use, failure or size budget, and what crashed writers left.
 
 What is pruned is cancelled in the index first (kind `pruned`: a trace stays), then its files go, unless another artifact refers to them.
 What a running run may use is spared. While one runs, files younger than `GRACE` stay too: its publications make a file young before they
@@ -36,12 +36,13 @@ class Selection:
     stages: Sequence[str] = ()
     run: Run | None = None  # only what this run uses
     shared_too: bool = False  # of that run also what other runs use
+    unused: bool = False  # only what the present plan of no registered run names
     failed: bool = False  # only failures
     max_size: int | None = None  # bytes of payload that may stay: the least recently made go first
 
     @property
     def any(self) -> bool:
-        return bool(self.older_than is not None or self.stages or self.run or self.failed or self.max_size is not None)
+        return bool(self.older_than is not None or self.stages or self.run or self.unused or self.failed or self.max_size is not None)
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Pruning:
 
 
 def prune(store: Store, selection: Selection, *, really: bool, grace: float = GRACE) -> Pruning:
-    """Prune, or with `really` False only say what would go. Raises StoreError if somebody else prunes."""
+    """Prune, or with `really` False only say what would go. Raises StoreError if somebody else prunes, or if what is used is not known."""
     if not really:
         return _prune(store, selection, really=False, grace=grace)
     with store.runs.pruning():
@@ -118,6 +119,8 @@ def _chosen(store: Store, selection: Selection, entries: pa.Table, runs: Sequenc
         chosen &= _is_in(entries["key"], store.runs.keys([selection.run]))
         if not selection.shared_too:
             chosen &= ~_is_in(entries["key"], store.runs.keys(run for run in runs if run.id != selection.run.id))
+    if selection.unused:
+        chosen &= ~_is_in(entries["key"], store.runs.keys(runs, strict=True))
     return chosen
 
 

@@ -98,12 +98,20 @@ class Runs:
     def __init__(self, files: Files) -> None:
         self.files = files
 
-    def register(self, run: Path, keys: Iterable[str]) -> Lease:
-        """Write the run's lease and keys; waits while somebody prunes. Raises StoreError if the store cannot be written."""
+    def register(self, run: Path, keys: Iterable[str], *, unfolding: bool = False) -> Lease:
+        """Write the run's lease and keys; waits while somebody prunes. Raises StoreError if the store cannot be written.
+
+        The keys replace those of the run's earlier plan. `unfolding`: they are but the first, `extend` adds what follows from them as it
+        comes to be known; so if one of them was registered before, all that was stays, wherever the folder was then.
+        """
         name = f"{run_id(run, make=True)}-{digest_bytes(str(run.absolute()).encode())[:8]}"  # a copied folder is another run
+        before = self._known(name.split("-")[0]) if unfolding else []
         self._forget_moved(name)
         lease = Lease(self.files, f"runs/{name}/lease.json", path=str(run.absolute()))
         try:
+            if unfolding:
+                first = set(keys)
+                keys = first if first.isdisjoint(before) else first.union(before)
             self._write_keys(name, keys)
             about = {
                 "path": str(run.absolute()),
@@ -120,8 +128,7 @@ class Runs:
     def extend(self, run: Path, keys: Iterable[str]) -> None:
         """Add keys to those that a registered run may use."""
         name = f"{run_id(run)}-{digest_bytes(str(run.absolute()).encode())[:8]}"
-        known = [key for found in self.registered() if found.id == name for key in self._keys_of(found).to_pylist()]
-        self._write_keys(name, [*known, *keys])
+        self._write_keys(name, [*self._known(name), *keys])
 
     def registered(self) -> list[Run]:
         """All runs that registered here, in order of their folders."""
@@ -145,9 +152,12 @@ class Runs:
                 )
         return sorted(runs, key=lambda found: (found.path, found.id))
 
-    def keys(self, runs: Iterable[Run]) -> pa.Array:
-        """The keys that any of these runs may use, each once."""
-        tables = [self._keys_of(run) for run in runs]
+    def keys(self, runs: Iterable[Run], *, strict: bool = False) -> pa.Array:
+        """The keys that any of these runs may use, each once.
+
+        A damaged list of a run that is at work raises StoreError; `strict`: so does that of any run, which else counts as empty.
+        """
+        tables = [self._keys_of(run, strict) for run in runs]
         return pc.unique(pa.chunked_array([keys for table in tables for keys in table.chunks], pa.string()))
 
     def forget(self, run: Run) -> None:
@@ -187,21 +197,35 @@ class Runs:
         old = [entry.file for entry in self.files.entries(f"runs/{name}") if entry.name.startswith("keys-") and entry.file != file]
         self.files.remove(old)
 
-    def _keys_of(self, run: Run) -> pa.ChunkedArray:
+    def _known(self, name: str) -> list[str]:
+        """The keys of the run of this name, or of all whose name begins so, as far as their lists are whole."""
+        lists = (self._read_keys(found) for found in self.registered() if found.id.startswith(name))
+        return [str(key) for keys in lists if keys is not None for key in keys.to_pylist()]
+
+    def _keys_of(self, run: Run, strict: bool) -> pa.ChunkedArray:
         """A run's keys. A damaged list of a run at work is an error: what it needs is unknown."""
+        if (keys := self._read_keys(run)) is not None:
+            return keys
+        if run.live and not run.keys_file:
+            raise StoreError(f"store {self.files.url}: {run.path} is starting; repeat the command in a moment")
+        if run.live:
+            raise StoreError(f"store {self.files.url}: the list of what the running {run.path} needs is damaged; wait for its end")
+        if strict:
+            raise StoreError(
+                f"store {self.files.url}: the list of what {run.path} uses is damaged; repeat that run's command, or prune it with --run"
+            )
+        return pa.chunked_array([], pa.string())
+
+    def _read_keys(self, run: Run) -> pa.ChunkedArray | None:
+        """A run's list of keys; None if there is none or it is damaged."""
         if not run.keys_file:
-            if run.live:
-                raise StoreError(f"store {self.files.url}: {run.path} is starting; repeat the command in a moment")
-            return pa.chunked_array([], pa.string())
+            return None
         try:
             data = self.files.read(run.keys_file)
         except FileNotFoundError:
-            data = b""
-        if digest_bytes(data)[:16] == Path(run.keys_file).stem.removeprefix("keys-"):
-            return pq.read_table(io.BytesIO(data))["key"]
-        if run.live:
-            raise StoreError(f"store {self.files.url}: the list of what the running {run.path} needs is damaged; wait for its end")
-        return pa.chunked_array([], pa.string())
+            return None
+        whole = digest_bytes(data)[:16] == Path(run.keys_file).stem.removeprefix("keys-")
+        return pq.read_table(io.BytesIO(data))["key"] if whole else None
 
     def _wait_for_prunes(self) -> None:
         told = False

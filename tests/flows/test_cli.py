@@ -95,6 +95,21 @@ def test_cuda_without_a_gpu_is_an_error(people_folder: Path, tmp_path: Path, cap
     fails_with(capsys, "finds no CUDA device")
 
 
+def test_a_mistyped_option_names_the_command_and_what_may_be_meant(tmp_path: Path, capsys: Text) -> None:
+    for arguments, said in (
+        (
+            ["cache", "prune", str(tmp_path), "--unusd"],
+            "unrecognized arguments: --unusd; did you mean --unused? (see e4s cache prune --help)",
+        ),
+        (["pairs", "a.csv", "--run", "r", "--retyr=failed"], "--retyr=failed; did you mean --retry? (see e4s pairs --help)"),
+        (["status", str(tmp_path), "--nothing-like-it"], "unrecognized arguments: --nothing-like-it (see e4s status --help)"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 1
+        assert capsys.readouterr().err.endswith(f"{said}\n")
+
+
 def test_usage_errors_exit_with_1(capsys: Text) -> None:
     with pytest.raises(SystemExit) as error:
         main(["pairs"])
@@ -348,17 +363,27 @@ def test_swap_refuses_to_write_over_another_run(people: list[Path], tmp_path: Pa
     fails_with(capsys, "cannot be written")
 
 
-def test_an_output_that_no_longer_stands_for_its_row_is_removed(people: list[Path], tmp_path: Path) -> None:
+def test_an_output_that_no_longer_stands_for_its_row_is_never_lost(people: list[Path], tmp_path: Path, capsys: Text) -> None:
     run, manifest = tmp_path / "run", tmp_path / "pairs.csv"
     write_csv(manifest, [("id", "source", "target"), ("a", people[0], people[1]), ("b", people[1], people[0])])
     assert pairs(str(manifest), run) == 0
     (run / "outputs/mine.txt").touch()
     write_csv(manifest, [("id", "source", "target", "target_face"), ("a", people[0], people[1], 5)])
+    capsys.readouterr()
     assert pairs(str(manifest), run) == 2
+    assert "outputs of other inputs or settings: 2 removed; the store keeps their results, " in capsys.readouterr().err
     assert [path.name for path in (run / "outputs").iterdir()] == ["mine.txt"]
     write_csv(manifest, [("id", "source", "target"), ("a", people[0], people[1]), ("b", people[1], people[0])])
     assert pairs(str(manifest), run) == 0  # taken from the store again
-    assert len(list((run / "outputs").glob("*.png"))) == 2
+    results = {path.stem: path.read_bytes() for path in (run / "outputs").glob("*.png")}
+    assert results.keys() == {"a", "b"}
+    assert main(["cache", "prune", str(run), "--stage", "paste", "--yes"]) == 0
+    write_csv(manifest, [("id", "source", "target"), ("a", people[0], people[1])])
+    assert pairs(str(manifest), run) == 0
+    assert f"outputs of other inputs or settings: 1 moved to {run}/replaced; " in capsys.readouterr().err
+    (moved,) = (run / "replaced").iterdir()  # nothing else holds it
+    assert moved.name.startswith("b-")
+    assert moved.read_bytes() == results["b"]
 
 
 def test_files_where_run_folders_are_expected(tmp_path: Path, capsys: Text) -> None:

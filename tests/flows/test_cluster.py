@@ -371,9 +371,13 @@ def test_a_worker_with_another_program_is_refused_by_name(
         assert "worker stranger cannot take part: its program differs from that of this run" in capsys.readouterr().err
 
 
-def test_a_cluster_that_is_not_there_or_lacks_what_is_needed(cluster: Processes, inputs: tuple[str, str], tmp_path: Path) -> None:
+def test_a_cluster_that_is_not_there_or_lacks_what_is_needed(
+    cluster: Processes, inputs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ClusterError, match=r"tcp://127.0.0.1:1: no Dask scheduler answers there"):
-        carry_out(request(inputs, tmp_path / "a", dask="tcp://127.0.0.1:1", dask_wait=1.0))
+        carry_out(request(inputs, tmp_path / "a", dask="tcp://127.0.0.1:1", dask_wait=4.0))
+    told = [line for line in capsys.readouterr().err.splitlines() if "tcp://127.0.0.1:1" in line]
+    assert told == ["e4s: tcp://127.0.0.1:1: no Dask scheduler answers there yet; waiting for one, 4 s at most (--dask-wait)"]
     with processes(tmp_path) as started:
         started.scheduler()
         started.wait_for(0)

@@ -121,14 +121,26 @@ def test_a_report_of_a_run(runs: tuple[Path, Path], capsys: Text) -> None:
     assert 'id="metrics"' not in (run / "report/index.html").read_text()
 
 
-def test_pairs_measures_at_the_end_if_asked(runs: tuple[Path, Path], people_folder: Path, tmp_path: Path) -> None:
+def test_pairs_measures_at_the_end_if_asked(runs: tuple[Path, Path], people_folder: Path, tmp_path: Path, capsys: Text) -> None:
     folder = copied(runs[0], tmp_path / "copy")
     arguments = ["pairs", str(people_folder), "--run", str(folder.path), "--store", str(runs[0] / "store"), "--profile", "fast"]
     assert main([*arguments, "--device", "cpu"]) == 0
     assert not (folder.path / "report/metrics.json").exists()
     assert main([*arguments, "--device", "cpu", "--metrics"]) == 0
     assert json.loads((folder.path / "report/metrics.json").read_text())["done"] == 3
-    assert 'id="metrics"' in (folder.path / "report/index.html").read_text()
+    page = (folder.path / "report/index.html").read_text()
+    assert 'id="metrics"' in page
+    capsys.readouterr()
+    assert main([*arguments, "--device", "cpu", "--set", "paste.feather=0.1"]) == 0
+    assert "report/index.html stays as it was measured before these pairs; `e4s report " in capsys.readouterr().err
+    assert (folder.path / "report/index.html").read_text() == page
+
+
+def test_a_run_whose_pairs_all_failed_has_a_page_and_exit_code_2(runs: tuple[Path, Path], tmp_path: Path, capsys: Text) -> None:
+    folder = copied(runs[0], tmp_path / "bad", pair_000000="failed", pair_000001="failed", pair_000002="failed")
+    assert main(["report", str(folder.path), "--device", "cpu"]) == 2
+    assert "every pair failed: nothing was measured" in capsys.readouterr().out
+    assert "3 pairs: 0 done, 3 failed" in (folder.path / "report/index.html").read_text()
 
 
 def test_a_partial_run_says_so_and_a_later_report_shows_the_trend(runs: tuple[Path, Path], tmp_path: Path, capsys: Text) -> None:
@@ -158,7 +170,7 @@ def test_failures_are_grouped_and_what_is_gone_is_named(runs: tuple[Path, Path],
     rows[2].stage, rows[2].reason = "align", "no face <found>"
     folder.write_rows(rows)
     (folder.path / rows[1].output).unlink()
-    assert main(["report", str(folder.path), "--device", "cpu"]) == 0
+    assert main(["report", str(folder.path), "--device", "cpu"]) == 2  # a pair failed
     page = (folder.path / "report/index.html").read_text()
     assert "<td>align</td><td>no face &lt;found&gt;</td><td><code>000002</code>" in page
     assert "outputs/000001.png cannot be read" in page
@@ -219,7 +231,7 @@ def test_bad_input(runs: tuple[Path, Path], tmp_path: Path, capsys: Text) -> Non
     waiting = copied(runs[0], tmp_path / "waiting", pair_000000="left", pair_000001="left", pair_000002="failed")
     assert main(["report", str(waiting.path), "--device", "cpu"]) == 1
     fails_with(capsys, "no pair is finished yet (1 failed, 2 left)")
-    assert main(["report", str(waiting.path), "--no-metrics"]) == 0
+    assert main(["report", str(waiting.path), "--no-metrics"]) == 2
     capsys.readouterr()
     assert main(["report", run, str(waiting.path), "--device", "cpu"]) == 1
     fails_with(capsys, "no pair of the same two pictures is finished in both", "compare runs of one manifest")

@@ -137,13 +137,18 @@ def test_what_may_pass_is_tried_on_every_rerun_and_counted(
     }
 
 
-def test_a_missing_file_is_looked_for_on_every_rerun(people: list[Path], tmp_path: Path, finished: Path) -> None:
+def test_a_missing_file_is_looked_for_on_every_rerun(people: list[Path], tmp_path: Path, finished: Path, capsys: Text) -> None:
     (tmp_path / "pairs.csv").write_text(f"id,source,target\n000000,{people[0]},away.png\n")
     wanted = request(tmp_path / "pairs.csv", tmp_path / "run", max_attempts=2, store=str(finished / "store"))
     for _ in range(4):
         assert carry_out(wanted).failed == 1
     (row,) = RunFolder(tmp_path / "run").read_rows()
-    assert (row.stage, row.attempts) == ("input", 2)
+    assert (row.stage, row.attempts, row.quarantined) == ("input", 0, False)  # nothing was tried
+    capsys.readouterr()
+    assert print_failed(str(tmp_path / "run")) == 2
+    _, said, remedy = capsys.readouterr().out.splitlines()  # once, not four times
+    assert "UTC  not tried: input: target: " in said
+    assert remedy == "1 failed pair; what cannot be read is looked at on every rerun"
     (tmp_path / "away.png").write_bytes(people[1].read_bytes())
     assert carry_out(wanted).done == 1
 

@@ -291,3 +291,37 @@ def test_a_file_made_young_after_the_listing_stays(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(store.index, "cancel", meanwhile)
     prune(store, Selection(stages=["swap"]), really=True)
     assert (tmp_path / picture).exists()
+
+
+def test_unused_is_what_no_plan_names_any_more(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    publish(store, "before", "both", "after", "other")
+    first, second = tmp_path / "first", tmp_path / "second"
+    for run, keys in ((first, ["before", "both"]), (second, ["other"])):
+        run.mkdir()
+        store.register(run, keys).close()
+    assert keys_of(store) - {"after"} == set(store.runs.keys(store.runs.registered()).to_pylist())
+    store.register(first, ["both", "after"]).close()  # with a changed setting
+    assert cut(store, unused=True).artifacts == {"swap": 1}
+    assert keys_of(store) == {"both", "after", "other"}
+    (keys_file,) = (tmp_path / "store/runs").glob(f"{(second / '.run-id').read_text()}*/keys-*")
+    keys_file.write_bytes(b"cut")
+    with pytest.raises(StoreError, match=r"the list of what .*second uses is damaged; repeat that run's command"):
+        prune(store, Selection(unused=True), really=True)
+    assert keys_of(store) == {"both", "after", "other"}
+
+
+def test_keys_of_an_unfolding_plan_stay_while_it_goes_on(tmp_path: Path) -> None:
+    store, run = Store(str(tmp_path / "store")), tmp_path / "run"
+    run.mkdir()
+
+    def used(*keys: str, more: tuple[str, ...] = ()) -> set[str]:
+        with store.register(run, keys, unfolding=True):
+            store.runs.extend(run, more)
+        return set(store.runs.keys(store.runs.registered()).to_pylist())
+
+    assert used("video 1", more=("detect 1",)) == {"detect 1", "video 1"}
+    assert used("video 1", "video 2") == {"detect 1", "video 1", "video 2"}  # killed, or another video was added
+    run = run.rename(tmp_path / "moved")
+    assert used("video 1", "video 2") == {"detect 1", "video 1", "video 2"}
+    assert used("video 1 with other settings") == {"video 1 with other settings"}

@@ -1,0 +1,112 @@
+"""What the commands share: the parser, groups of options, and the request that the options of a pipeline make."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from flows.plan import Request
+    from tasks.runner import Keep
+
+    Commands = argparse._SubParsersAction["Parser"]
+
+EXIT_CODES = "exit codes: 0 all done, 1 usage or program error, 2 some items failed (listed), 130 interrupted"
+
+
+class Parser(argparse.ArgumentParser):
+    """One sentence and exit code 1 for arguments that are wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"e4s: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(1)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """What this parser does not know is its own error, so that the sentence names the command and the option that may be meant."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            alike = [f"{option}?" for word in unknown[:1] for option in get_close_matches(word.partition("=")[0], options, n=1)]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}" + "".join(f"; did you mean {option}" for option in alike))
+        return parsed, unknown
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile",
+        default="mobile",
+        help="mobile (default, 1024 px, swap=codes), fast (256 px, swap=composite, for tests), paper (the authors' checkpoints), "
+        "or a .toml file",
+    )
+    parser.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=composite")
+    parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="a setting, such as blend.levels=6")
+    parser.add_argument(
+        "--refine",
+        type=int,
+        metavar="STEPS",
+        help="steps of optimization after the encoder, of the source's codes (default 20): encode_driven.steps",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
+    parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser)
+    parser.add_argument(
+        "--keep",
+        choices=("all", "resume", "final"),
+        default="all",
+        help="intermediates that are stored: all (default); resume: per-image work and results; final: results only",
+    )
+    parser.add_argument("--store", default="", help="artifact store, a folder or URL (default: RUN/store); share one between runs")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="threads of the computing libraries per process; bytes are promised for one count "
+        "(default: the cores; with --dask local:N the cores divided by N; with --dask tcp://... 1)",
+    )
+    parser.add_argument("--face", type=int, default=0, help="which face of the target picture, 0 = largest")
+    parser.add_argument("--source-face", type=int, default=0, help="which face of the source picture, 0 = largest")
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--protocol", action="append", default=[], metavar="NAME", help="open (default) or paper (docs/evaluation.md); may be repeated"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where the networks that measure run")
+
+
+def changes_of(arguments: argparse.Namespace) -> list[str]:
+    """`--set` and what stands for one."""
+    refine: int | None = arguments.refine
+    return [*arguments.set, *([] if refine is None else [f"encode_driven.steps={refine}"])]
+
+
+def pipeline_request(arguments: argparse.Namespace, manifest: str, run: str, keep: Keep) -> Request:
+    from flows.plan import Request
+
+    return Request(
+        manifest=manifest,
+        run=run,
+        profile=arguments.profile,
+        stages=arguments.stage,
+        changes=changes_of(arguments),
+        device=arguments.device,
+        keep=keep,
+        store=arguments.store,
+        chunk=arguments.chunk,
+        workers=arguments.workers,
+        source_face=arguments.source_face,
+        target_face=arguments.face,
+        max_pixels=arguments.max_pixels,
+        fail_fast=arguments.fail_fast,
+        verify=arguments.verify,
+        retry=arguments.retry,
+        max_attempts=arguments.max_attempts,
+        dask=arguments.dask,
+        dask_wait=arguments.dask_wait,
+        threads=arguments.threads,
+    )
