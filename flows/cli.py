@@ -96,15 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_pipeline(pairs)
     pairs.add_argument("--chunk", type=int, default=16, help="pairs per chunk, 16 if not given: what is in memory at once")
     pairs.add_argument("--workers", type=int, default=0, help="pairs that a stage works on at once where it can (default: one per core)")
-    pairs.add_argument(
-        "--dask",
-        default="",
-        metavar="WHERE",
-        help="carry chunks on Dask workers: tcp://HOST:PORT of a running scheduler (docs/cluster.md), or local:N for N processes here",
-    )
-    pairs.add_argument(
-        "--dask-wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the scheduler and for a worker (default 60)"
-    )
+    _add_dask(pairs, "chunks")
     pairs.add_argument("--fail-fast", action="store_true", help="stop after the first chunk in which a pair failed")
     pairs.add_argument("--verify", action="store_true", help="check the digest of everything finished before going on")
     pairs.add_argument(
@@ -140,9 +132,10 @@ def _parser() -> argparse.ArgumentParser:
         help="final (default): what lets the run go on; all: every stage's pictures of every frame, too",
     )
     videos.add_argument("--store", default="", help="artifact store, a folder or URL (default: RUN/store); share one between runs")
-    videos.add_argument("--threads", type=int, default=0, help="threads of the computing libraries; bytes are promised for one count")
+    videos.add_argument("--threads", type=int, default=0, help="as for pairs: of the computing libraries; bytes are promised for one count")
     videos.add_argument("--chunk", type=int, default=16, help="frames that go through the stages together: what is in memory at once")
     videos.add_argument("--workers", type=int, default=0, help="frames that a stage works on at once where it can (default: one per core)")
+    _add_dask(videos, "stretches and groups of frames")
     videos.add_argument("--fail-fast", action="store_true", help="stop after the first video that failed")
     videos.add_argument("--verify", action="store_true", help="check the digest of finished outputs")
     videos.add_argument("--retry", action="append", default=[], choices=("failed", "quarantined"), help="as for pairs")
@@ -304,6 +297,18 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
     parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
+
+
+def _add_dask(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--dask",
+        default="",
+        metavar="WHERE",
+        help=f"carry {what} on Dask workers: tcp://HOST:PORT of a running scheduler (docs/cluster.md), or local:N for N processes here",
+    )
+    parser.add_argument(
+        "--dask-wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the scheduler and for a worker (default 60)"
+    )
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
@@ -512,7 +517,7 @@ def _videos(arguments: argparse.Namespace) -> int:
     output = {name: getattr(arguments, name) for name in ("codec", "quality", "pixel_format", "container")}
     changes = [*_changes(arguments), *(f"output.{name}={value}" for name, value in output.items() if value not in ("", None))]
     names = ("manifest", "run", "profile", "device", "keep", "store", "chunk", "workers", "source_face", "face", "max_pixels")
-    more = ("fail_fast", "verify", "retry", "max_attempts", "threads")
+    more = ("fail_fast", "verify", "retry", "max_attempts", "dask", "dask_wait", "threads")
     given = {name: getattr(arguments, name) for name in (*names, *more)}
     plan = make_video_plan(VideoRequest(**given, stages=arguments.stage, changes=changes))
     try:

@@ -1,6 +1,6 @@
-"""What a Dask worker process does: prove that it fits the run, then carry chunks. Everything that arrives is plain data.
+"""What a Dask worker process does: prove that it fits the run, then carry its jobs. Everything that arrives is plain data.
 
-A process holds one set of models and works on one chunk at a time, however many threads Dask gave it.
+A process holds one set of models and works on one job at a time, however many threads Dask gave it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import pickle
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from distributed import get_worker
 
@@ -30,7 +30,7 @@ from tasks.runner import ChunkJob, ChunkResult, Keep, Worker, forget_models, run
 from tasks.stage import ItemError
 
 PACKAGES = ("e4s_models", "storage", "tasks", "flows")
-TELL_EVERY = 1.0  # s between two messages about a running chunk's share
+TELL_EVERY = 1.0  # s between two messages about a running job's share
 PROBES = "probe"  # folder in the store
 
 
@@ -49,6 +49,42 @@ class Kit:
     threads: int  # of the computing libraries: bytes are promised for one count
     at_once: int
     picture: tuple[str, str] = ("", "")  # path and sha256 of one input
+
+    def graph(self) -> Graph:
+        return Graph(self.nodes, self.final, self.settings)
+
+    def prints_here(self) -> Mapping[str, Mapping[str, Any]]:
+        """What decides bytes, as this process would compute them. Raises UsageError, WeightsError or ImportError."""
+        return self.graph().fingerprints
+
+    def unseen(self) -> str:
+        """What this process does not see of the inputs, as a sentence; "" if it sees them."""
+        path, sha256 = self.picture
+        try:
+            return "" if not path or hash_file(path) == sha256 else f"{path} holds something else there."
+        except ItemError as error:
+            return str(error)
+
+    def outfit(self) -> Outfit:
+        """What a process keeps between the jobs of this run."""
+        return _Chunks(Worker(self.graph(), Store(self.store), self.keep, self.at_once))
+
+
+class Job(Protocol):
+    """What a worker does in one go, as data."""
+
+    @property
+    def number(self) -> int: ...
+
+
+class Outfit(Protocol):
+    """What a process keeps between the jobs of one run."""
+
+    def carry(self, job: Any, teller: Teller) -> Any:
+        """What comes of a job. May raise DiskFull, StoreError, and KeyboardInterrupt from the teller when the run was stopped."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Refused(Exception):
@@ -74,10 +110,10 @@ def packed(function: Callable[..., Any], *arguments: Any) -> bytes:
     return pickle.dumps(_Call(function, arguments))
 
 
-_busy = threading.Lock()  # one chunk at a time: models and their memory are for one
+_busy = threading.Lock()  # one job at a time: models and their memory are for one
 _fitting: set[str] = set()  # runs that this process fits
 _halted: set[str] = set()
-_current: tuple[str, Worker] | None = None
+_current: tuple[str, Outfit] | None = None
 _models_of = ""
 
 
@@ -130,8 +166,7 @@ def _program(kit: Kit) -> str:
     try:
         if source_digest(kit.settings) != kit.source:
             return "its program differs from that of this run; install the same version there"
-        graph = Graph(kit.nodes, kit.final, kit.settings)
-        differences = [text for node, found in graph.fingerprints.items() for text in _differences(found, kit.prints[node])]
+        differences = [text for name, found in kit.prints_here().items() for text in _differences(name, found, kit.prints[name])]
     except (UsageError, WeightsError, ImportError) as error:
         return str(error)
     if differences:
@@ -139,15 +174,15 @@ def _program(kit: Kit) -> str:
     return ""
 
 
-def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+def _differences(name: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     found = []
     for group in ("libraries", "weights"):
-        for name in sorted(here[group].keys() | there[group].keys()):
-            mine, wanted = here[group].get(name), there[group].get(name)
+        for part in sorted(here[group].keys() | there[group].keys()):
+            mine, wanted = here[group].get(part), there[group].get(part)
             if mine != wanted:
-                found.append(f"{name} {str(mine)[:12]} there, {str(wanted)[:12]} in this run")
+                found.append(f"{part} {str(mine)[:12]} there, {str(wanted)[:12]} in this run")
     if not found and here != there:
-        found.append(f"stage {here['stage']}")
+        found.append(f"stage {here.get('stage', name)}")
     return found
 
 
@@ -175,14 +210,9 @@ def _store(kit: Kit) -> str:
 
 
 def _inputs(kit: Kit) -> str:
-    path, sha256 = kit.picture
-    try:
-        if not path or hash_file(path) == sha256:
-            return ""
-        problem = f"{path} holds something else there."
-    except ItemError as error:
-        problem = str(error)
-    return f"it does not see the inputs: {problem.rstrip('.')} (keep them in a folder that all machines share, under the same path)"
+    if problem := kit.unseen():
+        return f"it does not see the inputs: {problem.rstrip('.')} (keep them in a folder that all machines share, under the same path)"
+    return ""
 
 
 def _gpu(kit: Kit, offers_gpu: bool) -> str:
@@ -194,25 +224,35 @@ def _gpu(kit: Kit, offers_gpu: bool) -> str:
     return ""
 
 
-def carry(kit: Kit, job: ChunkJob, offers_gpu: bool) -> ChunkResult | None:
-    """Carry a chunk, or the part of it that belongs to this kind of device; None if the run was stopped meanwhile.
+def carry(kit: Kit, job: Job, offers_gpu: bool) -> Any:
+    """What this process' outfit makes of a job; None if the run was stopped meanwhile.
 
     Raises Refused, DiskFull or StoreError.
     """
     here = get_worker()
-    name = str(here.name)
     with _busy:
         if problem := examine(kit, offers_gpu):
             raise Refused(problem)
-        worker = _worker(kit)
-        teller = _Teller(functools.partial(here.log_event, topic(kit.run)), kit.run, job.number, name)
-        worker.notify = teller.within
-        worker.prefetch(job)
+        outfit = _outfit(kit)
+        teller = Teller(functools.partial(here.log_event, topic(kit.run)), kit.run, job.number, str(here.name))
         try:
-            result = run_chunk(worker, job, teller.stage)
+            return outfit.carry(job, teller)
         except KeyboardInterrupt:  # raised by the teller when the run was stopped
             return None
-        result.places = dict.fromkeys(result.computed, name)
+
+
+class _Chunks:
+    """Outfit for chunks of pairs, or for those parts of them that belong to this kind of device."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.close = worker.close
+
+    def carry(self, job: ChunkJob, teller: Teller) -> ChunkResult:
+        self._worker.notify = teller.within
+        self._worker.prefetch(job)
+        result = run_chunk(self._worker, job, teller.stage)
+        result.places = dict.fromkeys(result.computed, teller.worker)
         return result
 
 
@@ -226,31 +266,39 @@ def topic(run: str) -> str:
     return f"e4s-{run}"
 
 
-class _Teller:
-    """Tells the planning process how a chunk goes on."""
+class Teller:
+    """Tells the planning process how a job goes on. Raises KeyboardInterrupt when the run was stopped."""
 
-    def __init__(self, log: Callable[[Any], None], run: str, chunk: int, name: str) -> None:
+    def __init__(self, log: Callable[[Any], None], run: str, number: int, worker: str) -> None:
         self._log, self._run, self._told = log, run, 0.0
-        self._base = {"chunk": chunk, "worker": name}
+        self.worker = worker
+        self._base = {"chunk": number, "worker": worker}
 
     def stage(self, node: str, work: Callable[[], None]) -> None:
+        """Say that a chunk enters a stage, and run it."""
         self._check()
         self._log({**self._base, "node": node})
         work()
 
     def within(self, share: float) -> None:
+        """Say which share of the job is done, now and then."""
         self._check()
         if time.monotonic() - self._told > TELL_EVERY:
             self._told = time.monotonic()
             self._log({**self._base, "share": share})
+
+    def uses(self, keys: Collection[str]) -> None:
+        """Say which artifacts, not known before, the run may use now."""
+        self._check()
+        self._log({**self._base, "uses": list(keys)})
 
     def _check(self) -> None:
         if self._run in _halted:
             raise KeyboardInterrupt
 
 
-def _worker(kit: Kit) -> Worker:
-    """What this process keeps between chunks of one run; models stay as long as runs need the same."""
+def _outfit(kit: Kit) -> Outfit:
+    """What this process keeps between jobs of one run; models stay as long as runs need the same."""
     global _current, _models_of
     if _current is None or _current[0] != kit.run:
         if _current:
@@ -259,6 +307,5 @@ def _worker(kit: Kit) -> Worker:
         if needs != _models_of:
             forget_models()
             _models_of = needs
-        graph = Graph(kit.nodes, kit.final, kit.settings)
-        _current = kit.run, Worker(graph, Store(kit.store), kit.keep, kit.at_once)
+        _current = kit.run, kit.outfit()
     return _current[1]
