@@ -6,8 +6,11 @@ overhead: the flow on a video, planning included, over the sum of its stages' ow
 models, the same threads, one frame at a time; the bytes of both outputs are compared. Meshes are not smoothed over time here, as they look
 at other frames.
 jitter: landmarks of the output over those of the input on a synthetic clip, found anew in both, with smoothing off and on.
+parallel: the same clip with one and with two worker processes (`--dask local:N`), one thread each, groups of 12 frames: how much faster two
+are from the first step to the end of the run, and what the processes did in that time. The bytes of both outputs are compared.
 
-    python -m benchmarks.video [memory] [overhead] [jitter] [--quick] [--frames 3000] [--video-frames 60] [--clip-frames 75] [--repeats 3]
+    python -m benchmarks.video [memory] [overhead] [jitter] [parallel] [--quick] [--frames 3000] [--video-frames 60] [--clip-frames 75]
+        [--parallel-frames 192] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from flows.engine import use_threads
 from flows.server import prefect_api
 from flows.synth import make_clip, make_people, write_mp4
 from flows.video_plan import FRAME_RESULT, VideoPlan, VideoRequest, make_video_plan
+from storage.video_run import VideoRunFolder
 from tasks.runner import Worker, cpu_threads
 from tasks.stage import ItemError, UInt8
 from tasks.steady import aligned
@@ -44,7 +48,7 @@ from tasks.video import Playhead, probe, read_frames
 from tasks.video_pass import Still, Way, detect_range, detect_ranges, put_back, track_person
 from tasks.video_write import chunk_ranges, encode_group, join
 
-PARTS = ("memory", "overhead", "jitter")
+PARTS = ("memory", "overhead", "jitter", "parallel")
 MB = 1_000_000
 Made = TypeVar("Made")
 
@@ -65,6 +69,19 @@ def write_manifest(folder: Path, people: Path, video: Path) -> Path:
     manifest = folder / f"{video.stem}.csv"
     manifest.write_text(f"source,video\n{people / 'people/000001.png'},{video}\n", "utf-8")
     return manifest
+
+
+def without_a_flow(request: VideoRequest) -> None:
+    """Carry a run out, without Prefect."""
+    from flows.video_engine import execute_videos
+
+    plan = make_video_plan(request)
+    try:
+        summary = execute_videos(plan)
+    finally:
+        plan.close()
+    if summary.exit_code:
+        raise RuntimeError(f"the run did not finish: {summary}")
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------------------------
@@ -253,8 +270,6 @@ def landmarks_of(video: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.b
 
 def measure_jitter(folder: Path, people: Path, frames: int, results: Results) -> None:
     """Claim how steady the output's landmarks are beside the input's."""
-    from flows.video_engine import execute_videos
-
     clip = make_clip(3, folder / "clip.mp4", seconds=frames / 25, fps=25, size=512)
     base = VideoRequest(
         manifest=str(write_manifest(folder, people, clip)), run="", profile="fast", device="cpu", store=str(folder / "store")
@@ -262,13 +277,7 @@ def measure_jitter(folder: Path, people: Path, frames: int, results: Results) ->
     before, seen = landmarks_of(clip)
     ratios: dict[str, float] = {}
     for name, changes in (("off", [f"smooth.{setting}=0" for setting in ("centre", "axes", "landmarks", "mesh")]), ("on", [])):
-        plan = make_video_plan(replace(base, run=str(folder / f"smooth-{name}"), changes=changes))
-        try:
-            summary = execute_videos(plan)
-        finally:
-            plan.close()
-        if summary.exit_code:
-            raise RuntimeError(f"the run did not finish: {summary}")
+        without_a_flow(replace(base, run=str(folder / f"smooth-{name}"), changes=changes))
         after, kept = landmarks_of(next((folder / f"smooth-{name}/outputs").iterdir()))
         both = seen & kept
         values = [landmark_jitter(points, both).value for points in (before, after)]
@@ -281,14 +290,50 @@ def measure_jitter(folder: Path, people: Path, frames: int, results: Results) ->
     results.claim("jitter_smoothed_over_not", ratios["on"] / ratios["off"], 1.0)
 
 
+# -- parallel ----------------------------------------------------------------------------------------------------------------------------
+
+
+def with_processes(manifest: Path, run: Path, processes: int) -> float:
+    """The clip on so many workers: s from the first step to the end; prints where the time went."""
+    changes, dask = ["output.gop=12"], f"local:{processes}"
+    without_a_flow(VideoRequest(manifest=str(manifest), run=str(run), profile="fast", device="cpu", changes=changes, threads=1, dask=dask))
+    events = VideoRunFolder(run).read_log()
+    first = next(event["time"] for event in events if event["event"] == "stage")  # the probe: workers are there and load models from here
+    end = events[-1]["time"]
+    ends = {event["stage"]: event["time"] for event in events if event["event"] == "stage"}
+    own: dict[str, float] = defaultdict(float)  # seconds by pass; the stages of its frames count for `segment`
+    for event in events:
+        if event["event"] == "stage":
+            own[event["stage"] if event["stage"] in ("probe", "detect", "track") else "segment"] += event["seconds"]
+    busy = sum(own.values())
+    walls = {"detect": ends["detect"] - first, "segment": ends["segment"] - ends["track"], "join and end": end - ends["segment"]}
+    said = ", ".join(f"{name} {wall:.1f} s ({own.get(name, 0.0) / wall / processes:.0%} busy)" for name, wall in walls.items())
+    print(f"{processes} processes: {end - first:.1f} s, of these {said}; in stages {busy:.1f} s", flush=True)
+    return float(end - first)
+
+
+def measure_parallel(folder: Path, people: Path, frames: int, repeats: int, results: Results) -> None:
+    """Claim how much faster two worker processes are than one, both in turn."""
+    clip = make_clip(0, folder / "parallel.mp4", seconds=frames / 25, fps=25, size=320)
+    manifest = write_manifest(folder, people, clip)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for repeat in range(repeats):
+        for count, found in seconds.items():
+            found.append(with_processes(manifest, folder / f"parallel{count}-{repeat}", count))
+    one, two = (next((folder / f"parallel{count}-0/outputs").iterdir()).read_bytes() for count in seconds)
+    results.claim("parallel_same_bytes", float(one == two), 1.0, ">=")
+    results.claim("second_worker_speedup", min(seconds[1]) / min(seconds[2]), 1.5, ">=")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure (default: everything)")
-    parser.add_argument("--quick", action="store_true", help="6 and 60 frames, 3 frames once, 6 frames")
+    parser.add_argument("--quick", action="store_true", help="6 and 60 frames, 3 frames once, 6 frames, 24 frames once")
     parser.add_argument("--frames", type=int, default=3000, help="of the long video whose memory is measured; the short one has a tenth")
     parser.add_argument("--video-frames", type=int, default=60, help="of the video whose overhead is measured")
     parser.add_argument("--clip-frames", type=int, default=75, help="of the clip whose jitter is measured")
-    parser.add_argument("--repeats", type=int, default=3, help="of the overhead")
+    parser.add_argument("--parallel-frames", type=int, default=192, help="of the clip that one and two processes work on")
+    parser.add_argument("--repeats", type=int, default=3, help="of the overhead and of the parallel runs")
     parser.add_argument("--one", nargs=2, metavar=("MANIFEST", "RUN"), help=argparse.SUPPRESS)  # one measurement, in a child
     options = parser.parse_args(arguments)
     if options.one:
@@ -296,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.quick:
         options.frames, options.video_frames, options.clip_frames, options.repeats = 60, 3, 6, 1
+        options.parallel_frames = 24
     results = Results("video")
     use_threads(cpu_threads())
     with tempfile.TemporaryDirectory(prefix="e4s-bench-") as temporary:
@@ -307,8 +353,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 measure_memory(folder, people, options.frames, results)
             elif part == "overhead":
                 measure_overhead(folder, people, options.video_frames, options.repeats, results)
-            else:
+            elif part == "jitter":
                 measure_jitter(folder, people, options.clip_frames, results)
+            else:
+                measure_parallel(folder, people, options.parallel_frames, options.repeats, results)
     return results.exit_code()
 
 

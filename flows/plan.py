@@ -147,8 +147,8 @@ Retry = Literal["failed", "quarantined"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the user asked for."""
+class BaseRequest:
+    """What every run is asked for, whatever its items are. Raises UsageError for a setting that cannot be."""
 
     manifest: str
     run: str
@@ -156,14 +156,12 @@ class Request:
     stages: Sequence[str] = ()  # such as swap=codes
     changes: Sequence[str] = ()  # such as blend.levels=6
     device: str = "auto"
-    keep: Keep = "all"
     store: str = ""  # default: the folder `store` inside the run folder
-    chunk: int = 16  # items
+    chunk: int = 16  # items, of videos frames, that go through the stages together
     workers: int = 0  # items that a thread-safe stage works on at once; 0: one per core
     source_face: int = 0
-    target_face: int = 0
     max_pixels: int = MAX_PIXELS
-    fail_fast: bool = False  # stop after the first chunk with a failed item
+    fail_fast: bool = False  # stop after the first chunk, or video, with a failure
     verify: bool = False  # check the digest of everything finished, not only of what is read
     retry: Sequence[Retry] = ()  # try items again whose failure is remembered, or that are in quarantine
     max_attempts: int = 3  # failed attempts after which an item is quarantined
@@ -172,16 +170,11 @@ class Request:
     threads: int = 0  # of the computing libraries, per process: bytes are promised for one count; 0: see compute_threads
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise UsageError(f"--max-attempts must be at least 1, got {self.max_attempts}")
+        for name, least in (("max_attempts", 1), ("chunk", 1), ("workers", 0), ("threads", 0), ("max_pixels", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         if unknown := set(self.retry) - {"failed", "quarantined"}:
             raise UsageError(f"--retry {unknown.pop()!r}: choose failed or quarantined")
-        if self.chunk < 1:
-            raise UsageError(f"--chunk must be at least 1, got {self.chunk}")
-        if self.workers < 0:
-            raise UsageError(f"--workers must be at least 0, got {self.workers}")
-        if self.threads < 0:
-            raise UsageError(f"--threads must be at least 0, got {self.threads}")
         if self.dask and not self.remote and self.processes < 1:
             raise UsageError(
                 f"--dask {self.dask!r}: give tcp://HOST:PORT of a running scheduler, or local:N for N processes on this machine"
@@ -201,6 +194,14 @@ class Request:
     def compute_threads(self) -> int:
         """Threads of the computing libraries per process: as asked for, else the cores divided by the processes; 1 on a cluster."""
         return self.threads or (1 if self.remote else max(1, cpu_threads() // max(1, self.processes)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(BaseRequest):
+    """What the user asked for, of pairs."""
+
+    keep: Keep = "all"
+    target_face: int = 0
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""What a Dask worker process does: prove that it fits the run, then carry chunks. Everything that arrives is plain data.
+"""What a Dask worker process does: prove that it fits the run, then carry its jobs. Everything that arrives is plain data.
 
-A process holds one set of models and works on one chunk at a time, however many threads Dask gave it.
+A process holds one set of models and works on one job at a time, however many threads Dask gave it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import pickle
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from distributed import Worker as DaskWorker
 from distributed import get_worker
@@ -31,7 +31,7 @@ from tasks.runner import ChunkJob, ChunkResult, Keep, Worker, forget_models, run
 from tasks.stage import ItemError
 
 PACKAGES = ("e4s_models", "storage", "tasks", "flows")
-TELL_EVERY = 1.0  # s between two messages about a running chunk's share
+TELL_EVERY = 1.0  # s between two messages about a running job's share
 PROBES = "probe"  # folder in the store
 
 
@@ -50,6 +50,42 @@ class Kit:
     threads: int  # of the computing libraries: bytes are promised for one count
     at_once: int
     picture: tuple[str, str] = ("", "")  # path and sha256 of one input
+
+    def graph(self) -> Graph:
+        return Graph(self.nodes, self.final, self.settings)
+
+    def prints_here(self) -> Mapping[str, Mapping[str, Any]]:
+        """What decides bytes, as this process would compute them. Raises UsageError, WeightsError or ImportError."""
+        return self.graph().fingerprints
+
+    def unseen(self) -> str:
+        """What this process does not see of the inputs, as a sentence; "" if it sees them."""
+        path, sha256 = self.picture
+        try:
+            return "" if not path or hash_file(path) == sha256 else f"{path} holds something else there."
+        except ItemError as error:
+            return str(error)
+
+    def outfit(self) -> Outfit:
+        """What a process keeps between the jobs of this run."""
+        return _Chunks(Worker(self.graph(), Store(self.store), self.keep, self.at_once))
+
+
+class Job(Protocol):
+    """What a worker does in one go, as data."""
+
+    @property
+    def number(self) -> int: ...
+
+
+class Outfit(Protocol):
+    """What a process keeps between the jobs of one run."""
+
+    def carry(self, job: Any, teller: Teller) -> Any:
+        """What comes of a job. May raise DiskFull, StoreError, and KeyboardInterrupt from the teller when the run was stopped."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Refused(Exception):
@@ -75,10 +111,10 @@ def packed(function: Callable[..., Any], *arguments: Any) -> bytes:
     return pickle.dumps(_Call(function, arguments))
 
 
-_busy = threading.Lock()  # one chunk at a time: models and their memory are for one
+_busy = threading.Lock()  # one job at a time: models and their memory are for one
 _fitting: set[str] = set()  # runs that this process fits
 _halted: set[str] = set()
-_current: tuple[str, Worker] | None = None
+_current: tuple[str, Outfit] | None = None
 _models_of = ""
 
 
@@ -131,8 +167,7 @@ def _program(kit: Kit) -> str:
     try:
         if source_digest(kit.settings) != kit.source:
             return "its program differs from that of this run; install the same version there"
-        graph = Graph(kit.nodes, kit.final, kit.settings)
-        differences = [text for node, found in graph.fingerprints.items() for text in _differences(found, kit.prints[node])]
+        differences = [text for name, found in kit.prints_here().items() for text in _differences(name, found, kit.prints[name])]
     except (UsageError, WeightsError, ImportError) as error:
         return str(error)
     if differences:
@@ -140,15 +175,15 @@ def _program(kit: Kit) -> str:
     return ""
 
 
-def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+def _differences(name: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     found = []
     for group in ("libraries", "weights"):
-        for name in sorted(here[group].keys() | there[group].keys()):
-            mine, wanted = here[group].get(name), there[group].get(name)
+        for part in sorted(here[group].keys() | there[group].keys()):
+            mine, wanted = here[group].get(part), there[group].get(part)
             if mine != wanted:
-                found.append(f"{name} {str(mine)[:12]} there, {str(wanted)[:12]} in this run")
+                found.append(f"{part} {str(mine)[:12]} there, {str(wanted)[:12]} in this run")
     if not found and here != there:
-        found.append(f"stage {here['stage']}")
+        found.append(f"stage {here.get('stage', name)}")
     return found
 
 
@@ -176,14 +211,9 @@ def _store(kit: Kit) -> str:
 
 
 def _inputs(kit: Kit) -> str:
-    path, sha256 = kit.picture
-    try:
-        if not path or hash_file(path) == sha256:
-            return ""
-        problem = f"{path} holds something else there."
-    except ItemError as error:
-        problem = str(error)
-    return f"it does not see the inputs: {problem.rstrip('.')} (keep them in a folder that all machines share, under the same path)"
+    if problem := kit.unseen():
+        return f"it does not see the inputs: {problem.rstrip('.')} (keep them in a folder that all machines share, under the same path)"
+    return ""
 
 
 def _gpu(kit: Kit, offers_gpu: bool) -> str:
@@ -195,8 +225,8 @@ def _gpu(kit: Kit, offers_gpu: bool) -> str:
     return ""
 
 
-def carry(kit: Kit, job: ChunkJob, offers_gpu: bool) -> ChunkResult | None:
-    """Carry a chunk, or the part of it that belongs to this kind of device; None if the run was stopped meanwhile.
+def carry(kit: Kit, job: Job, offers_gpu: bool) -> Any:
+    """What this process' outfit makes of a job; None if the run was stopped meanwhile.
 
     Raises Refused, DiskFull or StoreError.
     """
@@ -204,15 +234,26 @@ def carry(kit: Kit, job: ChunkJob, offers_gpu: bool) -> ChunkResult | None:
     with _busy:
         if problem := examine(kit, offers_gpu):
             raise Refused(problem)
-        worker = _worker(kit)
-        teller = _Teller(here, kit.run, job.number)
-        worker.notify = teller.within
-        worker.prefetch(job)
+        outfit = _outfit(kit)
+        teller = Teller(here, kit.run, job.number)
         try:
-            result = run_chunk(worker, job, teller.stage)
+            return outfit.carry(job, teller)
         except KeyboardInterrupt:  # raised by the teller when the run was stopped, or this worker is
             return None
-        result.places = dict.fromkeys(result.computed, str(here.name))
+
+
+class _Chunks:
+    """Outfit for chunks of pairs, or for those parts of them that belong to this kind of device."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.close = worker.close
+
+    def carry(self, job: ChunkJob, teller: Teller) -> ChunkResult:
+        self._worker.notify = teller.within
+        self._worker.prefetch(job)
+        result = run_chunk(self._worker, job, teller.stage)
+        result.places = dict.fromkeys(result.computed, teller.worker)
         return result
 
 
@@ -226,20 +267,23 @@ def topic(run: str) -> str:
     return f"e4s-{run}"
 
 
-class _Teller:
-    """Tells the planning process how a chunk goes on."""
+class Teller:
+    """Tells the planning process how a job goes on. Raises KeyboardInterrupt when the run was stopped."""
 
-    def __init__(self, here: DaskWorker, run: str, chunk: int) -> None:
+    def __init__(self, here: DaskWorker, run: str, number: int) -> None:
         self._here, self._run, self._told = here, run, 0.0
         self._task = here.get_current_task()
-        self._base = {"chunk": chunk, "worker": str(here.name)}
+        self.worker = str(here.name)
+        self._base = {"chunk": number, "worker": self.worker}
 
     def stage(self, node: str, work: Callable[[], None]) -> None:
+        """Say that a chunk enters a stage, and run it."""
         self._check()
         self._log(node=node)
         work()
 
     def within(self, share: float) -> None:
+        """Say which share of the job is done, now and then."""
         self._check()
         if time.monotonic() - self._told > TELL_EVERY:
             self._told = time.monotonic()
@@ -247,6 +291,11 @@ class _Teller:
 
     def _log(self, **more: Any) -> None:
         self._here.log_event(topic(self._run), {**self._base, **more})
+
+    def uses(self, keys: Collection[str]) -> None:
+        """Say which artifacts, not known before, the run may use now."""
+        self._check()
+        self._log(uses=list(keys))
 
     def _check(self) -> None:
         """Leave the rest if the run was stopped, or this worker is closing, as it does when its scheduler is lost: others will be given it.
@@ -258,8 +307,8 @@ class _Teller:
             raise KeyboardInterrupt
 
 
-def _worker(kit: Kit) -> Worker:
-    """What this process keeps between chunks of one run; models stay as long as runs need the same."""
+def _outfit(kit: Kit) -> Outfit:
+    """What this process keeps between jobs of one run; models stay as long as runs need the same."""
     global _current, _models_of
     if _current is None or _current[0] != kit.run:
         if _current:
@@ -268,6 +317,5 @@ def _worker(kit: Kit) -> Worker:
         if needs != _models_of:
             forget_models()
             _models_of = needs
-        graph = Graph(kit.nodes, kit.final, kit.settings)
-        _current = kit.run, Worker(graph, Store(kit.store), kit.keep, kit.at_once)
+        _current = kit.run, kit.outfit()
     return _current[1]

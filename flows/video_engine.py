@@ -1,77 +1,67 @@
-"""Work through a plan of videos, one after the other; knows no Prefect.
+"""Work through a plan of videos; knows no Prefect.
 
 A video goes through passes: its frame table; the source's side; the faces of each stretch of frames; one person's course; each group of
 pictures, swapped and encoded; and the joined file. What a pass makes is an artifact, so that a killed run goes on behind the last one.
+Whoever has time takes the next unit of the earliest video that has one; where none has, the next video is begun. Rows, outputs, log and
+manifest are written here, whoever does the units (`flows.video_steps.Hands`).
 """
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import sys
-import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from e4s_models.weights import WeightsError
-from flows.engine import CRASHES_IN_A_ROW, THIS_PROCESS, Summary, require_weights, use_threads
-from flows.video_plan import FRAME_RESULT, VideoPlan
-from storage.faults import fault_point
-from storage.keys import digest, digest_bytes
-from storage.store import Artifact, Damaged, Finished, StoreError
-from storage.video_run import FRAME_SCHEMA, VideoRow
-from tasks.frame import ImageFile, hash_file
-from tasks.graph import Item, UsageError
-from tasks.runner import ChunkJob, ChunkResult, DiskFull, Worker, run_chunk
-from tasks.stage import Array, ItemError, Outputs, PassingError
-from tasks.steady import Known, Steady, aligned
-from tasks.video_pass import (
-    ID_NETWORK,
-    Still,
-    Way,
-    detect_range,
-    detect_ranges,
-    identify,
-    put_back,
-    reference_identity,
-    time_of,
-    track_person,
+from flows.engine import CRASHES_IN_A_ROW, THIS_PROCESS, Summary, require_weights
+from flows.video_plan import VideoPlan
+from flows.video_steps import Hands, Here, Step, Told, VideoCall, direct_call
+from flows.video_units import (
+    FAILED,
+    PASSED,
+    SEGMENT_FACTS,
+    SWAPPED,
+    Detecting,
+    Probing,
+    ProgramError,
+    Segment,
+    SourceSide,
+    Tables,
+    Tracking,
+    Unit,
+    raise_if_full,
+    source_item,
 )
-from tasks.video_write import chunk_ranges, encode_group, join, remux
+from storage.faults import fault_point
+from storage.store import Artifact, Damaged, StoreError
+from storage.video_run import FRAME_SCHEMA, VideoRow
+from tasks.frame import hash_file
+from tasks.graph import UsageError
+from tasks.runner import DiskFull, failure
+from tasks.stage import Array
+from tasks.video_pass import ID_NETWORK, Way, detect_ranges, time_of
+from tasks.video_write import chunk_ranges, join, remux
 
 if TYPE_CHECKING:
-    from e4s_models.id_networks import IdNetwork
-    from e4s_models.video_faces import VideoFaceDetector
-    from tasks.planes import PlanarFrame
-    from tasks.track import Faces, Track
-    from tasks.video import FrameTable, Playhead
+    from tasks.video import FrameTable
 
-PASSED, SWAPPED, FAILED = 0, 1, 2
 _STATUS = ("passed", "swapped", "failed")
 
-Made = TypeVar("Made")
-
-VideoCall = Callable[[str, str, Callable[[], None]], None]
-"""Runs one pass on one part of a video: (id and part, name of the pass, the work). A flow hangs its task policy here."""
-
 Frames = Callable[[int, int], None]
-"""Told how many of how many frames went through."""
+"""Told how many of how many frames went through the running pass of the earliest video."""
 
-
-def direct_call(part: str, name: str, work: Callable[[], None]) -> None:
-    """Run the work on the spot."""
-    work()
+Steps = Generator[list[Step], None, None]
+"""The steps of a video: each list may be done in any order, and goes on when all of it is done or one of it went wrong."""
 
 
 class StepFailed(Exception):
@@ -83,18 +73,13 @@ class StepFailed(Exception):
         self.remembered = remembered  # known from an earlier attempt: nothing was tried
 
 
-class ProgramError(Exception):
-    """A stage was stopped by a program error: its traceback."""
-
-
 def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total: None, call: VideoCall = direct_call) -> Summary:
     """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
 
     Raises WeightsError before anything is done; UsageError, StoreError, DiskFull and KeyboardInterrupt after the manifest was written.
     """
-    if plan.todo:
+    if plan.todo and not plan.request.remote:
         require_weights([*plan.graph.weights(), ID_NETWORK])
-        use_threads(plan.request.compute_threads())
     summary, folder = Summary(0, 0, 0), plan.folder
     plan.record()
     failed_before = sum(row.status == "failed" for row in plan.rows.values())
@@ -107,120 +92,189 @@ def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total: None, c
         chunk=1,
         planning_seconds=round(plan.seconds, 3),
     )
-    crashes = 0
     try:
-        with closing(_Tools(plan)) as tools:
-            for number, video in enumerate(plan.todo):
-                crashed = _carry_out(plan, number, plan.rows[video], tools, frames, call, summary)
-                crashes = crashes + 1 if crashed else 0
-                folder.write_rows(plan.rows.values())
-                if crashes == CRASHES_IN_A_ROW or (plan.request.fail_fast and plan.rows[video].status == "failed"):
-                    break
+        if plan.todo:
+            work = _Work(plan, frames, summary)
+            with closing(make_hands(plan, work.tables, call, work)) as hands:
+                work.through(hands)
         fault_point("before-manifest")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or plan.store.url
-            raise DiskFull(
-                f"{where}: no space left on the device; free some and repeat the same command (nothing finished is lost)"
-            ) from None
+        raise_if_full(error, plan.store.url)
         raise
     finally:
         folder.write_rows(plan.rows.values())
-    count = [row.status for row in plan.rows.values()].count
-    summary.done, summary.failed, summary.left = count("done"), count("failed"), count("left")
+    counted = [row.status for row in plan.rows.values()].count
+    summary.done, summary.failed, summary.left = counted("done"), counted("failed"), counted("left")
     folder.append_log("end", done=summary.done, failed=summary.failed, left=summary.left)
     return summary
 
 
-def _carry_out(plan: VideoPlan, number: int, row: VideoRow, tools: _Tools, frames: Frames, call: VideoCall, summary: Summary) -> bool:
-    """One video as far as it goes; returns whether a program error stopped it."""
-    folder = plan.folder
-    work = _Video(plan, number, row, tools, frames, call, summary)
-    try:
-        with closing(work):
-            work.carry_through()
-    except StepFailed as failed:
-        row.status, row.stage, row.reason = "failed", failed.stage, failed.reason
-        if not failed.remembered:
-            plan.attempts.add([row])
-        folder.append_log("failed", chunk=number, item=row.id, stage=row.stage, reason=row.reason, attempt=row.attempts)
-    except (DiskFull, StoreError, UsageError, WeightsError, OSError):
-        raise  # no fault of the program: the run stops with the sentence
-    except Exception as error:
-        summary.crash = str(error) if isinstance(error, ProgramError) else traceback.format_exc()
-        folder.append_log("crash", chunk=number, item=row.id, traceback=summary.crash)
-        print(f"e4s: video {row.id} was stopped by a program error:\n{summary.crash}", file=sys.stderr)
-    folder.append_log("chunk", chunk=number, items=1, done=int(row.status == "done"), failed=int(row.status == "failed"))
-    return row.status == "left"
+def make_hands(plan: VideoPlan, tables: Tables, call: VideoCall, told: Told) -> Hands:
+    """The hands that the request names."""
+    if plan.request.dask:
+        from flows.video_cluster import WorkersHands
+
+        return WorkersHands(plan, call, told)
+    return Here(plan, tables, call, told)
 
 
-class _Tools:
-    """What all videos of a run share: models and the workers of both graphs."""
+class _Work:
+    """The videos that are under way."""
 
-    def __init__(self, plan: VideoPlan) -> None:
-        self.plan = plan
-        request = plan.request
-        at_once = request.workers or request.compute_threads()
-        self.source_worker = Worker(plan.source_graph(), plan.store, "all", at_once)
-        self.worker = Worker(plan.graph, plan.store, request.keep, at_once)
+    def __init__(self, plan: VideoPlan, frames: Frames, summary: Summary) -> None:
+        self.plan, self.summary, self.tables = plan, summary, Tables(plan.store)
+        self._frames = frames
+        self._coming = enumerate(plan.todo)
+        self._videos: list[Video] = []  # under way, in order
+        self._units: dict[int, Step] = {}  # given, by their numbers
+        self._making: set[str] = set()  # keys of units under way
+        self._made: set[str] = set()  # keys of units that came back: what one video needed, another one may need, too
+        self._numbers = count()
+        self._crashes = 0
+        self._enough = False
 
-    @cached_property
-    def detector(self) -> VideoFaceDetector:
-        from e4s_models.video_faces import VideoFaceDetector
+    def through(self, hands: Hands) -> None:
+        """Work until all is done, or there is reason to stop."""
+        while not self._enough:
+            self._give_out(hands)
+            if not any(video.under_way for video in self._videos):
+                return
+            if step := hands.take():
+                self._took(step)
 
-        return cast("VideoFaceDetector", VideoFaceDetector.load())
+    def within(self, number: int, share: float) -> None:
+        if step := self._units.get(number):
+            step.video.shares[number] = share * step.frames
+            self._show()
 
-    @cached_property
-    def id_network(self) -> IdNetwork:
-        from e4s_models.id_networks import ID_NETWORKS
+    def uses(self, keys: Collection[str]) -> None:
+        self.plan.store.runs.extend(self.plan.folder.path, keys)
 
-        return ID_NETWORKS[ID_NETWORK]("cpu")
+    def _show(self) -> None:
+        if self._videos and self._videos[0].length:
+            video = self._videos[0]
+            self._frames(min(video.behind + round(sum(video.shares.values())), video.length), video.length)
 
-    def close(self) -> None:
-        self.source_worker.close()
-        self.worker.close()
+    def _give_out(self, hands: Hands) -> None:
+        while not self._enough:
+            if step := self._next(hands):
+                self._give(hands, step)
+            elif hands.room(None) and (following := next(self._coming, None)):
+                number, name = following
+                video = Video(self.plan, number, self.plan.rows[name], self.tables, self._numbers)
+                self._videos.append(video)
+                self._go_on(video)
+            else:
+                return
+
+    def _next(self, hands: Hands) -> Step | None:
+        """The first step that can begin; None if there is none now."""
+        for video in list(self._videos):
+            if video.ready and hands.room(video.ready[0]) and video.adopt(self._made):
+                self._check(video)
+            for step in video.ready:
+                if not hands.room(step):
+                    break
+                if self._making.isdisjoint(step.keys):
+                    video.ready.remove(step)
+                    return step
+        return None
+
+    def _give(self, hands: Hands, step: Step) -> None:
+        video = step.video
+        if step.unit:
+            step.unit = video.equipped(step.unit)
+            self._units[step.unit.number] = step
+            self._making |= set(step.keys)
+        video.under_way += 1
+        self.plan.folder.append_log("start", chunk=video.number, stage=step.name)
+        hands.give(step)
+
+    def _took(self, step: Step) -> None:
+        video, result = step.video, step.result
+        video.under_way -= 1
+        if step.unit:
+            del self._units[step.unit.number]
+            self._making -= set(step.keys)
+            self._made |= set(step.keys)
+            video.shares.pop(step.unit.number, None)
+            video.behind += step.frames
+            self._show()
+        video.row.seconds += result.spent
+        for sentence in result.repaired:
+            print(f"e4s: {sentence}", file=sys.stderr)
+            self.plan.folder.append_log("repair", chunk=video.number, reason=sentence)
+        for name, times in result.computed.items():
+            self.summary.computed[name] = self.summary.computed.get(name, 0) + times
+            self.plan.folder.append_log(
+                "stage",
+                chunk=video.number,
+                stage=name,
+                items=times,
+                seconds=round(result.seconds[name], 3),
+                device=self.plan.graph.device(name) if name in self.plan.graph.stages else "cpu",
+                worker=result.place or THIS_PROCESS,
+            )
+        video.shelf.known |= {artifact.key: artifact for artifact in result.artifacts}
+        if not result.good:
+            video.ready.clear()
+        self._check(video)
+
+    def _check(self, video: Video) -> None:
+        """Let a video go on if nothing of it is left to wait for."""
+        if not video.under_way and not video.ready:
+            self._go_on(video)
+
+    def _go_on(self, video: Video) -> None:
+        """Until the video has steps again, or its end."""
+        row, folder = video.row, self.plan.folder
+        crash = ""
+        try:
+            while not video.ready:
+                video.ready.extend(next(video.steps))
+            self._show()
+            return
+        except StopIteration:
+            pass
+        except StepFailed as failed:
+            row.status, row.stage, row.reason = "failed", failed.stage, failed.reason
+            if not failed.remembered:
+                self.plan.attempts.add([row])
+            folder.append_log("failed", chunk=video.number, item=row.id, stage=row.stage, reason=row.reason, attempt=row.attempts)
+        except (DiskFull, StoreError, UsageError, WeightsError, OSError):
+            raise  # no fault of the program: the run stops with the sentence
+        except Exception as error:
+            crash = self.summary.crash = str(error) if isinstance(error, ProgramError) else traceback.format_exc()
+            folder.append_log("crash", chunk=video.number, item=row.id, traceback=crash)
+            print(f"e4s: video {row.id} was stopped by a program error:\n{crash}", file=sys.stderr)
+        self._videos.remove(video)
+        folder.append_log("chunk", chunk=video.number, items=1, done=int(row.status == "done"), failed=int(row.status == "failed"))
+        folder.write_rows(self.plan.rows.values())
+        self._crashes = self._crashes + 1 if crash else 0
+        self._enough = self._crashes == CRASHES_IN_A_ROW or (self.plan.request.fail_fast and row.status == "failed")
 
 
 @dataclass
 class _Shelf:
-    """Artifacts that are made when they are asked for and not there."""
+    """What is known of the artifacts that a video may use."""
 
     plan: VideoPlan
-    summary: Summary
     known: dict[str, Artifact] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
 
-    def expect(self, keys: Collection[str]) -> None:
-        """Look up many keys at once, and keep what they name from being pruned."""
-        self.plan.store.runs.extend(self.plan.folder.path, keys)
-        self.known |= self.plan.store.lookup(keys)
-        self.asked |= set(keys)
-
-    def get(self, key: str, stage: str, make: Callable[[], Outputs]) -> dict[str, Array]:
-        """The values under a key. Raises StepFailed where `make` raises ItemError, now or in an earlier run."""
-        if key not in self.asked:
-            self.expect([key])
-        artifact = self.known.get(key)
-        if artifact and artifact.failed and "failed" in self.plan.request.retry:
-            self.plan.store.void(artifact)
-            artifact = None
-        if artifact and artifact.failed:
-            raise StepFailed(stage, artifact.reason, remembered=True)
-        if artifact:
-            try:
-                return {name: self.plan.store.read(artifact, name) for name in artifact.payloads}
-            except Damaged as damaged:
-                self.damaged(damaged)
-        self.summary.computed[stage] = self.summary.computed.get(stage, 0) + 1
-        try:
-            outputs = make()
-        except PassingError as error:
-            raise StepFailed(stage, str(error)) from None
-        except ItemError as error:
-            self.plan.store.publish([Finished(key, stage, reason=str(error))])
-            raise StepFailed(stage, str(error)) from None
-        (self.known[key],) = self.plan.store.publish([Finished(key, stage, {name: ("array", value) for name, value in outputs.items()})])
-        return outputs
+    def expect(self, keys: Iterable[str]) -> None:
+        """Look up many keys at once, and keep what they name from being pruned. Failures that are to be tried again are cancelled."""
+        new = [key for key in keys if key not in self.asked]
+        if not new:
+            return
+        self.plan.store.runs.extend(self.plan.folder.path, new)
+        self.asked |= set(new)
+        found = self.plan.store.lookup(new)
+        if "failed" in self.plan.request.retry:
+            failed = [artifact for artifact in found.values() if artifact.failed]
+            self.plan.store.void(*failed)
+            found = {key: artifact for key, artifact in found.items() if not artifact.failed}
+        self.known |= found
 
     def damaged(self, damaged: Damaged) -> None:
         """Cancel what turned out to be damaged, loudly."""
@@ -231,108 +285,168 @@ class _Shelf:
         self.plan.folder.append_log("repair", reason=sentence)
 
 
-class _Video:
+class Video:
     """One video through all passes."""
 
-    def __init__(
-        self, plan: VideoPlan, number: int, row: VideoRow, tools: _Tools, frames: Frames, call: VideoCall, summary: Summary
-    ) -> None:
-        self.plan, self.number, self.row, self.tools, self.summary = plan, number, row, tools, summary
-        self._frames, self._call = frames, call
-        self.shelf = _Shelf(plan, summary)
-        self.source_artifacts: dict[str, Artifact] = {}
-        self.playhead: Playhead | None = None
-        self.node_seconds = 0.0  # spent in the stages, which have lines of their own in the log
+    def __init__(self, plan: VideoPlan, number: int, row: VideoRow, tables: Tables, numbers: Iterable[int]) -> None:
+        self.plan, self.number, self.row, self._tables, self._numbers = plan, number, row, tables, iter(numbers)
+        self.shelf = _Shelf(plan)
+        self.steps = self._through()
+        self.ready = deque[Step]()  # steps that nobody was given yet
+        self.under_way = 0  # steps that somebody was given
+        self.length = 0  # frames
+        self.behind = 0  # of them, behind the running pass
+        self.shares: dict[int, float] = {}  # frames of units under way that are done, by the units' numbers
+        self._source_keys: Sequence[str] = ()
+        self._looked_up: set[str] = set()  # keys that another video came back with
 
-    def close(self) -> None:
-        if self.playhead:
-            self.playhead.close()
+    def equipped(self, unit: Unit) -> Unit:
+        """A unit with what is known of the source's side by now."""
+        return replace(unit, source=self._known_of_source()) if isinstance(unit, Segment | SourceSide) else unit
 
-    def carry_through(self) -> None:
-        began, before = time.perf_counter(), self.row.seconds
-        try:
-            self._carry_through()
-        finally:
-            self.row.seconds = before + time.perf_counter() - began
+    def _known_of_source(self) -> dict[str, Artifact]:
+        return {key: self.shelf.known[key] for key in self._source_keys if key in self.shelf.known}
 
-    def _carry_through(self) -> None:
-        from tasks.video import FrameTable, Playhead
+    def adopt(self, made: Collection[str]) -> bool:
+        """Leave out ready steps that have nothing left to do, because another video needed the same; returns whether there were any.
 
-        row = self.row
-        probed = self._step("", "probe", partial(self.shelf.get, self.plan.probe_key(row), "probe", self._probe))
-        table = FrameTable.from_arrow(_table(probed))
-        row.frames, row.repaired, row.damaged = len(table), table.repaired, table.damaged
-        self.playhead = Playhead(row.video, table)
-        self._step("", "source", self._source_side)
-        ranges = detect_ranges(len(table))
-        keys = [self.plan.detect_key(row, *range_) for range_ in ranges]
-        self.shelf.expect(keys)
-        parts = []
-        for (start, stop), key in zip(ranges, keys, strict=True):
-            make = partial(self._detect, self.playhead, table, start, stop)
-            parts.append(self._step(f" frames {start}-{stop - 1}", "detect", partial(self.shelf.get, key, "detect", make)))
-        make = partial(self._track, self.playhead, table, parts)
-        way = Way.of(self._step("", "track", partial(self.shelf.get, self.plan.track_key(row, keys), "track", make)))
-        row.shots = int(way.cut.sum())
-        if not way.with_face.any():
-            row.note = "no face was found: the output is the input, packet by packet"
-            state = np.zeros(len(table), np.uint8)
-            self._finish(table, way, state, {}, self._step("", "remux", partial(remux, table, row.video, self._output)))
-            return
-        self._swap(table, way, self.playhead)
+        `made`: keys of all that came back in this execution, among them some that were not finished.
+        """
+        new = {key for step in self.ready for key in step.keys if key in made and key not in self._looked_up}
+        if not new:
+            return False
+        self._looked_up |= new
+        self.shelf.known |= self.plan.store.lookup(new)
+        left = [step for step in self.ready if not step.keys or any(key not in self.shelf.known for key in step.keys)]
+        fewer = len(left) < len(self.ready)
+        self.ready = deque(left)
+        return fewer
 
-    def _swap(self, table: FrameTable, way: Way, playhead: Playhead) -> None:
-        row, config = self.row, self.plan.configs.output
-        ranges = chunk_ranges(len(table), 1, config)
-        keys = [self.plan.segment_key(row, start, stop, way) for start, stop in ranges]
-        self.shelf.expect(keys)
+    def _through(self) -> Steps:
         while True:
             try:
-                states, reasons = self._segments(table, _Group(self, table, playhead, way), ranges, keys)
-                fault_point("before-join")
-                self._finish(table, way, states, reasons, self._step("", "join", partial(self._join, table, keys)))
+                yield from self._passes()
                 return
             except Damaged as damaged:
                 self.shelf.damaged(damaged)
 
-    def _segments(
-        self, table: FrameTable, group: _Group, ranges: Sequence[tuple[int, int]], keys: Sequence[str]
-    ) -> tuple[Array, dict[int, Sequence[str]]]:
-        """Make what is missing; the state of every frame and (stage, reason) of those that failed."""
-        state: list[Array] = []
+    def _passes(self) -> Steps:
+        plan, row = self.plan, self.row
+        (probed,) = yield from self._make([Probing(number=self._number(), row=row, key=plan.probe_key(row))])
+        table = self._tables.table(probed)
+        row.frames, row.repaired, row.damaged, self.length = len(table), table.repaired, table.damaged, len(table)
+        yield from self._source_side()
+        ranges = detect_ranges(len(table))
+        keys = [plan.detect_key(row, *range_) for range_ in ranges]
+        yield from self._make(
+            [
+                Detecting(number=self._number(), row=row, key=key, table=probed, start=start, stop=stop)
+                for (start, stop), key in zip(ranges, keys, strict=True)
+            ]
+        )
+        course = Tracking(number=self._number(), row=row, key=plan.track_key(row, keys), table=probed, detected=keys)
+        (tracked,) = yield from self._make([course])
+        way = self._tables.way(tracked)
+        row.shots = int(way.cut.sum())
+        if not way.with_face.any():
+            row.note = "no face was found: the output is the input, packet by packet"
+            output = yield from self._write("remux", lambda: remux(table, row.video, self._output))
+            self._finish(table, way, np.zeros(len(table), np.uint8), {}, output)
+            return
+        groups = chunk_ranges(len(table), 1, plan.configs.output)
+        segments = [
+            Segment(
+                number=self._number(),
+                row=row,
+                key=plan.segment_key(row, start, stop, way),
+                table=probed,
+                way=tracked,
+                start=start,
+                stop=stop,
+                source={},
+            )
+            for start, stop in groups
+        ]
+        facts: dict[str, Mapping[str, Array]] = {}
+        made = yield from self._make(segments, facts)
+        states, reasons = self._frames(segments, facts)
+        fault_point("before-join")
+        output = yield from self._write("join", lambda: self._join(table, made))
+        self._finish(table, way, states, reasons, output)
+
+    def _number(self) -> int:
+        return next(self._numbers)
+
+    def _make(
+        self, units: Sequence[Unit], facts: dict[str, Mapping[str, Array]] | None = None
+    ) -> Generator[list[Step], None, list[Artifact]]:
+        """Have made what is not there; returns the artifacts of all units, and adds to `facts` what they say, by key."""
+        known = self.shelf.known
+        self.shelf.expect(unit.key for unit in units)
+        for unit in units:
+            if (found := known.get(unit.key)) and found.failed:
+                raise StepFailed(found.stage, found.reason, remembered=True)
+        steps = [Step(self, unit.name, unit.part, unit) for unit in units if unit.key not in known]
+        self.behind = self.length - sum(step.frames for step in steps)
+        if steps:
+            yield steps
+        _raise(steps)
+        for step in steps:
+            if facts is not None and step.unit and step.result.facts:
+                facts[step.unit.key] = step.result.facts
+        artifacts = [known[unit.key] for unit in units]
+        for artifact in artifacts:
+            if artifact.failed:  # by another video that needed the same
+                raise StepFailed(artifact.stage, artifact.reason, remembered=True)
+        if facts is not None:
+            for artifact in artifacts:
+                if artifact.key not in facts:
+                    facts[artifact.key] = {name: self.plan.store.read(artifact, name) for name in SEGMENT_FACTS}
+        return artifacts
+
+    def _source_side(self) -> Steps:
+        plan, item = self.plan, source_item(self.plan, self.row)
+        works = plan.source_graph().works(item)
+        self._source_keys = tuple({work.key: work for work in works.values()})
+        self.shelf.expect(self._source_keys)
+        known = self._known_of_source()
+        failed = {key: (artifact.stage, artifact.reason) for key, artifact in known.items() if artifact.failed}
+        if failed:
+            raise StepFailed(*failure(item, works, failed), remembered=True)
+        if len(known) < len(self._source_keys):
+            unit = SourceSide(number=self._number(), row=self.row, key="", source=known, made=self._source_keys)
+            step = Step(self, unit.name, unit.part, unit)
+            yield [step]
+            _raise([step])
+
+    def _write(self, name: str, work: Callable[[], Path]) -> Generator[list[Step], None, Path]:
+        """A piece of work of this process, which writes the output."""
+        written: list[Path] = []
+        step = Step(self, name, self.row.id, work=lambda: written.append(work()))
+        yield [step]
+        _raise([step])
+        return written[0]
+
+    def _frames(self, segments: Sequence[Segment], facts: Mapping[str, Mapping[str, Array]]) -> tuple[Array, dict[int, Sequence[str]]]:
+        """The state of every frame and (stage, reason) of those that failed."""
         reasons: dict[int, Sequence[str]] = {}
-        for (start, stop), key in zip(ranges, keys, strict=True):
-            self._frames(start, len(table))
-            make = partial(self._segment_facts, key, partial(group.encode, start, stop))
-            made = self._step(f" frames {start}-{stop - 1}", "segment", make)
-            state.append(made["state"])
-            reasons |= {start + int(frame): reason for frame, reason in json.loads(made["reasons"].tobytes()).items()}
-        self._frames(len(table), len(table))
-        states = np.concatenate(state)
+        for unit in segments:
+            found = json.loads(facts[unit.key]["reasons"].tobytes())
+            reasons |= {unit.start + int(frame): reason for frame, reason in found.items()}
+        states = np.concatenate([facts[unit.key]["state"] for unit in segments])
         if not (states == SWAPPED).any():
             (stage, reason), _ = Counter(map(tuple, reasons.values())).most_common(1)[0]
             raise StepFailed(stage, f"no frame could be swapped: {reason}")
         return states, reasons
 
-    def _segment_facts(self, key: str, make: Callable[[], Outputs]) -> dict[str, Array]:
-        """Of a finished segment what is small; its bytes are read when the file is joined."""
-        artifact = self.shelf.known.get(key)
-        if artifact and not artifact.failed:
-            try:
-                return {name: self.plan.store.read(artifact, name) for name in ("state", "reasons")}
-            except Damaged as damaged:
-                self.shelf.damaged(damaged)
-        made = self.shelf.get(key, "segment", make)
-        return {name: made[name] for name in ("state", "reasons")}
-
     @property
     def _output(self) -> Path:
         return self.plan.folder.outputs / f"{self.row.id}.out"  # its container gives the suffix
 
-    def _join(self, table: FrameTable, keys: Sequence[str]) -> Path:
+    def _join(self, table: FrameTable, made: Sequence[Artifact]) -> Path:
         for unfinished in self._output.parent.glob(f".{self.row.id}.*.tmp"):  # of a killed run; this one has the folder's lock
             unfinished.unlink()
-        segments = (self.plan.store.read(self.shelf.known[key], "segment").tobytes() for key in keys)
+        segments = (self.plan.store.read(artifact, "segment").tobytes() for artifact in made)
         return join(table, self.row.video, segments, self._output, self.plan.configs.output)
 
     def _finish(self, table: FrameTable, way: Way, state: Array, reasons: Mapping[int, Sequence[str]], output: Path) -> None:
@@ -345,207 +459,17 @@ class _Video:
         if table.dropped:
             row.note = "; ".join(filter(None, (row.note, f"left out: {', '.join(table.dropped)}")))
 
-    def _step(self, part: str, name: str, work: Callable[[], Made]) -> Made:
-        """A pass through `call`: its result, or what an item of it lacks."""
-        done: list[Made | StepFailed | Damaged] = []
 
-        def guarded() -> None:
-            try:
-                done.append(work())
-            except (StepFailed, Damaged) as error:  # no failure of the task
-                done.append(error)
-            except PassingError as error:
-                done.append(StepFailed(name, str(error)))
-            except ItemError as error:
-                done.append(StepFailed(name, str(error)))
-
-        self.plan.folder.append_log("start", chunk=self.number, stage=name)
-        made, inside, began = self.summary.computed.get(name, 0), self.node_seconds, time.perf_counter()
-        self._call(f"{self.row.id}{part}", name, guarded)
-        if self.summary.computed.get(name, 0) > made:
-            self._log(name, 1, time.perf_counter() - began - (self.node_seconds - inside))
-        (result,) = done
-        if isinstance(result, StepFailed | Damaged):
-            raise result
-        return result
-
-    def _log(self, stage: str, items: int, seconds: float) -> None:
-        self.plan.folder.append_log(
-            "stage",
-            chunk=self.number,
-            stage=stage,
-            items=items,
-            seconds=round(seconds, 3),
-            device=self.plan.graph.device(stage) if stage in self.plan.graph.stages else "cpu",
-            worker=THIS_PROCESS,
-        )
-
-    def took(self, spent: Mapping[str, tuple[int, float]]) -> None:
-        """Note what stages did for a group before its frames went through the graph."""
-        for node, (count, seconds) in spent.items():
-            self.summary.computed[node] = self.summary.computed.get(node, 0) + count
-            self._log(node, count, seconds)
-            self.node_seconds += seconds
-
-    def take(self, result: ChunkResult) -> None:
-        """Note what a chunk of frames did."""
-        for sentence in result.repaired:
-            print(f"e4s: {sentence}", file=sys.stderr)
-            self.plan.folder.append_log("repair", chunk=self.number, reason=sentence)
-        self.took({node: (count, result.seconds[node]) for node, count in result.computed.items()})
+def _raise(steps: Sequence[Step]) -> None:
+    """Raise what went wrong with steps: ProgramError or StepFailed, or Damaged where nothing else did."""
+    for step in sorted(steps, key=lambda step: step.result.damaged is not None):
+        result = step.result
         if result.crash:
             raise ProgramError(result.crash)
-
-    # -- passes --------------------------------------------------------------------------------------------------------------------------
-
-    def _probe(self) -> Outputs:
-        from tasks.video import probe
-
-        table = probe(self.row.video, self.plan.configs.probe)
-        if table.sha256 != self.row.video_sha256:
-            raise PassingError(f"{self.row.video} was changed while running: leave the inputs alone during a run and start it again.")
-        buffer = io.BytesIO()
-        pq.write_table(table.to_arrow(), buffer)
-        return {"table": np.frombuffer(buffer.getvalue(), np.uint8)}
-
-    def _source_side(self) -> None:
-        worker = self.tools.source_worker
-        item = Item(f"source of {self.row.id}", {"source": self.plan.source(self.row)})
-        keys = [work.key for work in worker.graph.works(item).values()]
-        self.plan.store.runs.extend(self.plan.folder.path, keys)
-        known = self.plan.store.lookup(keys)
-        if "failed" in self.plan.request.retry:
-            failed = [artifact for artifact in known.values() if artifact.failed]
-            self.plan.store.void(*failed)
-            known = {key: artifact for key, artifact in known.items() if not artifact.failed}
-        result = run_chunk(worker, ChunkJob(0, [item], known), _at_once)
-        self.take(result)
-        (outcome,) = result.outcomes
-        if outcome.reason:
-            raise StepFailed(outcome.stage, outcome.reason, remembered=not result.computed)
-        self.source_artifacts = known | {artifact.key: artifact for artifact in result.artifacts}
-
-    def _detect(self, playhead: Playhead, table: FrameTable, start: int, stop: int) -> Outputs:
-        self._frames(start, len(table))
-        return detect_range(self.tools.detector, playhead.frames(start, min(stop + 1, len(table))), start, stop)
-
-    def _track(self, playhead: Playhead, table: FrameTable, parts: Sequence[Mapping[str, Array]]) -> Outputs:
-        row, configs, min_face = self.row, self.plan.configs, self.plan.graph.configs["align"].min_face
-        who: Any = int(row.face) if row.face.isdecimal() else None
-        if who is None:
-            picture = ImageFile(row.face, row.face_sha256, self.plan.request.max_pixels).read().rgb8
-            who = reference_identity(self.tools.id_network, self.tools.detector, picture, min_face)
-
-        def features(faces: Faces, tracks: Sequence[Track]) -> list[Track]:
-            return identify(self.tools.id_network, playhead, faces, tracks, configs.track)
-
-        return track_person(parts, len(table), who, configs.track, configs.smooth, min_face, features)
-
-
-def _at_once(node: str, work: Callable[[], None]) -> None:
-    work()
-
-
-class _Group:
-    """One group of pictures: decoded, swapped a few frames at a time, encoded as it goes."""
-
-    def __init__(self, video: _Video, table: FrameTable, playhead: Playhead, way: Way) -> None:
-        self.video, self.table, self.playhead, self.way = video, table, playhead, way
-        self.steady = Steady(video.tools.worker, way, video.plan.configs.smooth)
-        self.known: dict[int, Known] = {}
-        self.state: list[int] = []
-        self.reasons: dict[int, tuple[str, str]] = {}
-
-    def encode(self, start: int, stop: int) -> Outputs:
-        """Writes `segment` (bytes), `state` (n,) and `reasons` (JSON: frame in the group -> stage, reason), all uint8."""
-        self.state, self.reasons = [], {}
-        self.known = self.steady.group(start, stop, self.playhead.frames)
-        self.video.took(self.steady.spent)
-        self.steady.spent = {}
-        data = encode_group(self.table, start, self._frames(start, stop), self.video.plan.configs.output)
-        return {
-            "segment": np.frombuffer(data, np.uint8),
-            "state": np.array(self.state, np.uint8),
-            "reasons": np.frombuffer(json.dumps({str(frame - start): reason for frame, reason in self.reasons.items()}).encode(), np.uint8),
-        }
-
-    def _frames(self, start: int, stop: int) -> Iterator[PlanarFrame]:
-        size = self.video.plan.request.chunk
-        for first in range(start, stop, size):
-            yield from self._swapped(first, min(first + size, stop))
-
-    def _swapped(self, start: int, stop: int) -> Iterator[PlanarFrame]:
-        """Frames of one chunk, swapped where that works."""
-        row, plan = self.video.row, self.video.plan
-        stills = [Still(row.video, planes) for planes in self.playhead.frames(start, stop)]
-        items: dict[int, Item] = {}
-        given: dict[str, Outputs] = {}
-        for frame in self.known.keys() & set(range(start, stop)):
-            still, side = stills[frame - start], plan.graph.configs["align"].side
-            known = {"align": aligned(still.rgb, self.way.crops, frame, side), **self.known[frame]}
-            item = plan.item(row, frame, self.table.frame_id(frame), {node: digest_of(outputs) for node, outputs in known.items()})
-            works = plan.graph.works(item)
-            given |= {works[node, "target"].key: outputs for node, outputs in known.items()}
-            items[frame] = item
-        swapped = self._run(items, stills, start, given) if items else {}
-        for frame, still in enumerate(stills, start):
-            if frame not in items:
-                self.state.append(PASSED)
-                yield still.planes
-            elif isinstance(outcome := swapped[frame], tuple):
-                self.state.append(FAILED)
-                self.reasons[frame] = outcome
-                yield still.planes
-            else:
-                self.state.append(SWAPPED)
-                crop_to_frame = self.way.crops.crop_to_frame(frame, plan.graph.configs["align"].side)
-                yield put_back(still, outcome["inpainted"], outcome["mask"], crop_to_frame, plan.configs.paste)
-
-    def _run(
-        self, items: Mapping[int, Item], stills: Sequence[Still], start: int, given: Mapping[str, Outputs]
-    ) -> dict[int, Outputs | tuple[str, str]]:
-        """Frame -> what the last stage made of it, or stage and reason of its failure."""
-        video, plan, worker = self.video, self.video.plan, self.video.tools.worker
-        made: dict[str, Outputs] = {}
-        worker.opened = {item.images["target"].sha256: stills[frame - start] for frame, item in items.items()}
-        worker.given = given
-        worker.sink = made.__setitem__
-        job = ChunkJob(start, list(items.values()), self._known(list(items.values())))
-        result = run_chunk(worker, job, _at_once)
-        worker.opened, worker.given = {}, {}
-        video.take(result)
-        video.source_artifacts |= {artifact.key: artifact for artifact in result.artifacts if artifact.key in video.source_artifacts}
-        passing = result.failed.keys() - {artifact.key for artifact in (*result.artifacts, *job.known.values()) if artifact.failed}
-        if passing:
-            raise PassingError(result.failed[min(passing)][1])
-        found: dict[int, Outputs | tuple[str, str]] = {}
-        for (frame, item), outcome in zip(items.items(), result.outcomes, strict=True):
-            key = plan.graph.works(item)[FRAME_RESULT[0], ""].key
-            if key in made:
-                found[frame] = made[key]
-            elif outcome.artifact:
-                found[frame] = {name: plan.store.read(outcome.artifact, name) for name in ("inpainted", "mask")}
-            else:
-                found[frame] = outcome.stage, outcome.reason
-        return found
-
-    def _known(self, items: Sequence[Item]) -> dict[str, Artifact]:
-        plan = self.video.plan
-        known = self.video.source_artifacts
-        if plan.request.keep == "all":
-            keys = {work.key for item in items for work in plan.graph.works(item).values()}
-            plan.store.runs.extend(plan.folder.path, keys)
-            known = known | plan.store.lookup(keys)
-        return known
-
-
-def digest_of(outputs: Outputs) -> str:
-    """What decides the values that a node is said to have written."""
-    return digest([[name, list(value.shape), digest_bytes(value.tobytes())] for name, value in sorted(outputs.items())])
-
-
-def _table(outputs: Mapping[str, Array]) -> pa.Table:
-    return pq.read_table(io.BytesIO(outputs["table"].tobytes()))
+        if result.reason:
+            raise StepFailed(result.stage, result.reason, remembered=step.unit is not None and not result.computed)
+        if result.damaged:
+            raise Damaged(*result.damaged)
 
 
 def frame_list(table: FrameTable, way: Way, state: Array, reasons: Mapping[int, Sequence[str]]) -> pa.Table:

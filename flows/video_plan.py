@@ -17,7 +17,7 @@ from e4s_models.weights import weight_digest
 from flows.attempts import Attempts
 from flows.inputs import check_id
 from flows.pictures import Pictures
-from flows.plan import PAIR_NODES, Retry, environment, open_store, pick_device, read_previous, remove_stale, stands
+from flows.plan import PAIR_NODES, BaseRequest, environment, open_store, pick_device, read_previous, remove_stale, stands
 from flows.profiles import make_settings
 from flows.video_survey import set_known_failures_aside
 from storage.keys import digest
@@ -25,10 +25,8 @@ from storage.run import unlock
 from storage.runs import Lease
 from storage.store import Store
 from storage.video_run import KIND, VideoRow, VideoRunFolder
-from tasks.frame import MAX_PIXELS
 from tasks.graph import Graph, Image, Item, Ref, Settings, UsageError, configured, library_version, make_config, needed, pick_backend
 from tasks.paste import PasteConfig
-from tasks.runner import cpu_threads
 from tasks.stage import PassingError
 from tasks.steady import reaches
 from tasks.track import SmoothConfig, TrackConfig
@@ -53,38 +51,16 @@ _LIBRARIES: Final = ("av", "numpy", "opencv-python-headless")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoRequest:
+class VideoRequest(BaseRequest):
     """What the user asked for."""
 
-    manifest: str
-    run: str
-    profile: str = "mobile"
-    stages: Sequence[str] = ()  # such as swap=codes
-    changes: Sequence[str] = ()  # such as smooth.centre=0 or output.codec=ffv1
-    device: str = "auto"
     keep: VideoKeep = "final"  # final: what lets the run go on, and source-side work; all: every picture of every frame, too
-    store: str = ""  # default: the folder `store` inside the run folder
-    chunk: int = 16  # frames that go through the stages together; decides memory, not bytes
-    workers: int = 0  # frames that a thread-safe stage works on at once; 0: one per core
-    source_face: int = 0
     face: str = "largest"  # who is swapped: largest, a number, or the path of a picture of the person
-    max_pixels: int = MAX_PIXELS
-    fail_fast: bool = False  # stop after the first video that failed
-    verify: bool = False  # check the digest of finished outputs, not only their size
-    retry: Sequence[Retry] = ()
-    max_attempts: int = 3
-    threads: int = 0  # of the computing libraries
 
     def __post_init__(self) -> None:
-        for name, least in (("max_attempts", 1), ("chunk", 1), ("workers", 0), ("threads", 0), ("max_pixels", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        super().__post_init__()
         if self.keep not in ("all", "final"):
             raise UsageError(f"--keep {self.keep!r}: choose all or final")
-
-    def compute_threads(self) -> int:
-        """Threads of the computing libraries."""
-        return self.threads or cpu_threads()
 
 
 @dataclass(frozen=True)
@@ -99,25 +75,11 @@ class Configs:
 
 
 @dataclass
-class VideoPlan:
-    """A request against what exists."""
+class Recipe:
+    """What decides the bytes of everything that is made of videos, and so the keys. Worker processes have the same one."""
 
-    request: VideoRequest
     graph: Graph
     configs: Configs
-    store: Store
-    folder: VideoRunFolder
-    rows: dict[str, VideoRow]
-    todo: list[str]  # ids
-    done_before: int
-    seconds: float
-    attempts: Attempts
-    previous: Mapping[str, Any] = field(default_factory=dict)  # run.json as the run before left it; empty if there is none
-    before: Mapping[str, VideoRow] = field(default_factory=dict)  # its rows by id
-    dry: bool = False  # only to be looked at: nothing is written
-    again: set[str] = field(default_factory=set)  # ids that are tried although their failure is remembered
-    lock: IO[bytes] | None = field(default=None, repr=False)
-    lease: Lease | None = field(default=None, repr=False)
 
     @cached_property
     def prints(self) -> dict[str, Any]:
@@ -169,6 +131,26 @@ class VideoPlan:
             chosen = " and ".join(f"{name}={self.graph.stages[name].backend}" for name in ("reenact", "swap") if name in self.graph.stages)
             raise UsageError(f"with {chosen} no frame needs work on the source picture, so nothing of it would be seen; choose others")
         return Graph(VIDEO_NODES, FRAME_RESULT, self.graph.settings, wanted=wanted)
+
+
+@dataclass(kw_only=True)
+class VideoPlan(Recipe):
+    """A request against what exists."""
+
+    request: VideoRequest
+    store: Store
+    folder: VideoRunFolder
+    rows: dict[str, VideoRow]
+    attempts: Attempts
+    todo: list[str] = field(default_factory=list)  # ids
+    done_before: int = 0
+    seconds: float = 0.0
+    previous: Mapping[str, Any] = field(default_factory=dict)  # run.json as the run before left it; empty if there is none
+    before: Mapping[str, VideoRow] = field(default_factory=dict)  # its rows by id
+    dry: bool = False  # only to be looked at: nothing is written
+    again: set[str] = field(default_factory=set)  # ids that are tried although their failure is remembered
+    lock: IO[bytes] | None = field(default=None, repr=False)
+    lease: Lease | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, object]:
         """Contents of run.json."""
@@ -227,7 +209,7 @@ def make_video_plan(request: VideoRequest, *, dry: bool = False) -> VideoPlan:
     With `dry` nothing is written, locked or cancelled: the plan says what a run would do now, beside one that is at work, too.
     """
     began = time.perf_counter()
-    settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device))
+    settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device, request.remote))
     options = dict(settings.options)
     own = {name: configured(config, options.pop(name, {}), name, name) for name, config in CONFIGS.items()}
     if "align" in settings.backends:
@@ -251,7 +233,19 @@ def make_video_plan(request: VideoRequest, *, dry: bool = False) -> VideoPlan:
     previous, before = read_previous(folder)
     store = open_store(folder, request.store)
     attempts = Attempts(folder, request.max_attempts, dry)
-    plan = VideoPlan(request, graph, configs, store, folder, rows, [], 0, 0.0, attempts, previous, before, dry, lock=lock)
+    plan = VideoPlan(
+        graph,
+        configs,
+        request=request,
+        store=store,
+        folder=folder,
+        rows=rows,
+        attempts=attempts,
+        previous=previous,
+        before=before,
+        dry=dry,
+        lock=lock,
+    )
     try:
         _identify(plan)
         _sort_out(plan, before)

@@ -38,6 +38,8 @@ def videos(
     verify: bool = False,
     retry: Sequence[Retry] = (),
     max_attempts: int = 3,
+    dask: str = "",
+    dask_wait: float = 60.0,
     threads: int = 0,
 ) -> Summary:
     """Swap a face into every video of a manifest; what is done is not done again. Parameters as `e4s videos --help` explains them."""
@@ -62,6 +64,8 @@ def videos(
         verify=verify,
         retry=retry,
         max_attempts=max_attempts,
+        dask=dask,
+        dask_wait=dask_wait,
         threads=threads,
     )
     plan = make_video_plan(request)

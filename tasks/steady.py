@@ -62,7 +62,7 @@ class Steady:
         self._looks: dict[int, _Look] = {}
         self._reach = reaches(worker.graph.fingerprints, config)
         self.spent: dict[str, tuple[int, float]] = {}
-        """Node -> frames that its stage looked at and the seconds it took, since somebody emptied this."""
+        """Node -> frames that its stage looked at for the last group, and the seconds it took."""
 
     def group(self, start: int, stop: int, frames: Callable[[int, int], Iterator[PlanarFrame]]) -> dict[int, Known]:
         """Frames [start, stop) with the face -> what is known of them; `frames` reads any stretch of the video.
@@ -70,6 +70,7 @@ class Steady:
         A frame in which a stage finds nothing has no entry for it: the stage itself will say why.
         """
         with_face = self._way.with_face
+        self.spent = {}
         found: dict[int, Known] = {frame: {} for frame in range(start, stop) if with_face[frame]}
         if not found or not self._reach:
             return found
@@ -84,8 +85,8 @@ class Steady:
             light = self._around(frame, "light", self._config.light, self._reach.get("light", 0))
             if light:
                 found[frame]["light"] = {"skin": share_light(*light)}
-        for frame in [frame for frame in self._looks if frame < stop - max(self._reach.values())]:
-            del self._looks[frame]
+        far = max(self._reach.values())
+        self._looks = {frame: look for frame, look in self._looks.items() if stop - far <= frame < stop + far}
         return found
 
     def _look(self, start: int, stop: int, frames: Callable[[int, int], Iterator[PlanarFrame]]) -> None:
@@ -105,7 +106,6 @@ class Steady:
 
     def _look_at(self, rgb: UInt8, frame: int, nodes: set[str]) -> None:
         look = self._looks[frame]
-        look.had |= nodes
         matrix = self._way.crops.crop_to_frame(frame, self._side)
         face = resample(rgb, matrix, self._side, self._side)
         if "mesh" in nodes:
@@ -121,6 +121,7 @@ class Steady:
             light = self._compute("light", {"face": face, "regions": BISENET19_TO_REGIONS[look.labels]})
             if light:
                 look.light = light["skin"]
+        look.had |= nodes
 
     def _compute(self, node: str, inputs: Inputs) -> Outputs | None:
         began = time.perf_counter()

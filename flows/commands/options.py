@@ -72,6 +72,18 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source-face", type=int, default=0, help="which face of the source picture, 0 = largest")
 
 
+def add_dask(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--dask",
+        default="",
+        metavar="WHERE",
+        help=f"carry {what} on Dask workers: tcp://HOST:PORT of a running scheduler (docs/cluster.md), or local:N for N processes here",
+    )
+    parser.add_argument(
+        "--dask-wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the scheduler and for a worker (default 60)"
+    )
+
+
 def add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol", action="append", default=[], metavar="NAME", help="open (default) or paper (docs/evaluation.md); may be repeated"

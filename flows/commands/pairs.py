@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from flows.commands.options import EXIT_CODES, add_pipeline, pipeline_request
+from flows.commands.options import EXIT_CODES, add_dask, add_pipeline, pipeline_request
 
 if TYPE_CHECKING:
     from flows.commands.options import Commands
@@ -23,15 +23,7 @@ def add(commands: Commands) -> None:
     add_pipeline(pairs)
     pairs.add_argument("--chunk", type=int, default=16, help="pairs per chunk, 16 if not given: what is in memory at once")
     pairs.add_argument("--workers", type=int, default=0, help="pairs that a stage works on at once where it can (default: one per core)")
-    pairs.add_argument(
-        "--dask",
-        default="",
-        metavar="WHERE",
-        help="carry chunks on Dask workers: tcp://HOST:PORT of a running scheduler (docs/cluster.md), or local:N for N processes here",
-    )
-    pairs.add_argument(
-        "--dask-wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the scheduler and for a worker (default 60)"
-    )
+    add_dask(pairs, "chunks")
     pairs.add_argument("--fail-fast", action="store_true", help="stop after the first chunk in which a pair failed")
     pairs.add_argument("--verify", action="store_true", help="check the digest of everything finished before going on")
     pairs.add_argument(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from flows.commands.options import EXIT_CODES, add_settings, changes_of
+from flows.commands.options import EXIT_CODES, add_dask, add_settings, changes_of
 
 if TYPE_CHECKING:
     from flows.commands.options import Commands
@@ -38,6 +38,7 @@ def add(commands: Commands) -> None:
     videos.add_argument("--threads", type=int, default=0, help="threads of the computing libraries; bytes are promised for one count")
     videos.add_argument("--chunk", type=int, default=16, help="frames that go through the stages together: what is in memory at once")
     videos.add_argument("--workers", type=int, default=0, help="frames that a stage works on at once where it can (default: one per core)")
+    add_dask(videos, "stretches and groups of frames")
     videos.add_argument("--fail-fast", action="store_true", help="stop after the first video that failed")
     videos.add_argument("--verify", action="store_true", help="check the digest of finished outputs")
     videos.add_argument("--retry", action="append", default=[], choices=("failed", "quarantined"), help="as for pairs")
@@ -56,7 +57,7 @@ def _videos(arguments: argparse.Namespace) -> int:
     output = {name: getattr(arguments, name) for name in ("codec", "quality", "pixel_format", "container")}
     changes = [*changes_of(arguments), *(f"output.{name}={value}" for name, value in output.items() if value not in ("", None))]
     names = ("manifest", "run", "profile", "device", "keep", "store", "chunk", "workers", "source_face", "face", "max_pixels")
-    more = ("fail_fast", "verify", "retry", "max_attempts", "threads")
+    more = ("fail_fast", "verify", "retry", "max_attempts", "dask", "dask_wait", "threads")
     given = {name: getattr(arguments, name) for name in (*names, *more)}
     request = VideoRequest(**given, stages=arguments.stage, changes=changes)
     if arguments.why:

@@ -247,9 +247,9 @@ def test_status_lists_stages_as_a_video_goes_through_them(finished: Path, capsys
     assert print_status(str(finished)) == 0
     lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     done = {line[1].strip(): line[2].strip() for line in lines}
-    assert list(done)[:6] == ["probe", "align (source)", "mesh (source)", "detect", "track", "align"]
+    assert list(done)[:6] == ["probe", "align (source)", "mesh (source)", "detect", "track", "mesh"]
     assert list(done)[-2:] == ["inpaint", "segment"]
-    assert (done["align (source)"], done["align"], done["segment"]) == ("1", str(FRAMES), str(SEGMENTS))
+    assert (done["align (source)"], done["blend"], done["segment"]) == ("1", str(FRAMES), str(SEGMENTS))
 
 
 def test_changed_settings_lose_nothing_and_what_they_leave_can_be_pruned(copy: Path, films: Path, people: list[Path], capsys: Text) -> None:

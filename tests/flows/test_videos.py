@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 import pytest
+from dask_processes import Processes, processes
 from PIL import Image
 from video_clips import frame_times, make_video, packets
 
 import tasks.mesh
 from flows.cli import main
 from flows.engine import Summary
+from flows.remote import examine
 from flows.status import print_status
+from flows.video_cluster import make_video_kit
 from flows.video_engine import execute_videos
 from flows.video_plan import VideoRequest, make_video_plan
+from flows.video_units import Desk, Detecting, Probing, Segment, SourceSide, Tables, Tracking, Unit, UnitResult, outcome_of
 from storage.codec import encode_png
 from storage.run import RunError, RunFolder
-from storage.store import Store
+from storage.store import Artifact, Damaged, Store, StoreError
 from storage.video_run import VideoRow, VideoRunFolder, open_run
+from tasks.frame import hash_file
 from tasks.graph import UsageError
+from tasks.runner import DiskFull
 from tasks.stage import ItemError
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +73,15 @@ def carry_out(wanted: VideoRequest) -> tuple[Summary, dict[str, VideoRow]]:
         return execute_videos(plan), plan.rows
     finally:
         plan.close()
+
+
+def without_segments(finished: Path, run: Path) -> Path:
+    """A copy of a finished run that lacks the segments and the output."""
+    shutil.copytree(finished, run)
+    store = Store(str(run / "store"))
+    store.void(*(artifact for artifact in store.artifacts() if artifact.stage == "segment"))
+    (run / VideoRunFolder(run).read_rows()[0].output).unlink()
+    return run
 
 
 def walking(person: Path) -> Pixels:
@@ -172,6 +193,51 @@ def test_a_damaged_segment_is_made_again_and_other_runs_are_refused(finished: Pa
         RunFolder(run).read_rows()
 
 
+def test_what_steps_read_is_made_again_where_it_is_damaged(
+    finished: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (row,) = VideoRunFolder(run).read_rows()
+    (run / row.output).unlink()
+    store = Store(str(run / "store"))
+    found = {artifact.stage: artifact for artifact in store.artifacts()}
+    store.void(found["track"])
+    for stage, output in (("probe", "table"), ("detect", "box")):  # read by the planning process, and by a step
+        file = run / "store" / found[stage].payloads[output].file
+        file.write_bytes(file.read_bytes()[:-9] + b"123456789")
+    summary, rows = carry_out(request(films / "videos.csv", run))
+    assert summary.computed == {"probe": 1, "detect": 1, "track": 1}
+    assert rows["film"].output_sha256 == row.output_sha256
+    assert capsys.readouterr().err.count("computing it again") == 2
+
+
+def test_a_program_error_leaves_the_video_and_is_seen_by_the_task(
+    finished: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> bytes:
+        raise RuntimeError("the encoder stands on its head")
+
+    run, seen = without_segments(finished, tmp_path / "run"), list[str]()
+
+    def call(part: str, name: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            seen.append(f"{name} of {part}: {type(error).__name__}")
+            raise
+
+    monkeypatch.setattr("flows.video_units.encode_group", fail)
+    plan = make_video_plan(request(films / "videos.csv", run))
+    summary = execute_videos(plan, call=call)
+    plan.close()
+    assert (summary.left, summary.exit_code, plan.rows["film"].status) == (1, 1, "left")
+    assert "RuntimeError: the encoder stands on its head" in summary.crash
+    assert seen == ["segment of film frames 0-5: ProgramError"]  # the groups behind it are not begun
+    assert "video film was stopped by a program error" in capsys.readouterr().err
+    assert [event["item"] for event in plan.folder.read_log() if event["event"] == "crash"] == ["film"]
+
+
 def test_killed_anywhere_the_same_command_gives_the_same_bytes(finished: Path, films: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     wanted = request(films / "videos.csv", run, chunk=5)  # another division into chunks, too
@@ -193,11 +259,18 @@ def test_killed_anywhere_the_same_command_gives_the_same_bytes(finished: Path, f
     assert VideoRunFolder(run).read_frames("film").equals(VideoRunFolder(finished).read_frames("film"))
 
 
+def list_videos(folder: Path, *lines: str) -> Path:
+    """A manifest, beside text.mp4, which is no video, and blank.png, which shows no face."""
+    (folder / "text.mp4").write_text("not a video at all")
+    (folder / "blank.png").write_bytes(encode_png(np.full((64, 64, 3), 90, np.uint8)))
+    manifest = folder / "videos.csv"
+    manifest.write_text("\n".join(lines))
+    return manifest
+
+
 def test_bad_rows_fail_with_a_sentence_and_the_rest_go_on(
     finished: Path, films: Path, people: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "text.mp4").write_text("not a video at all")
-    (tmp_path / "blank.png").write_bytes(encode_png(np.full((64, 64, 3), 90, np.uint8)))
     lines = [
         f"film,{people[0]},{films}/clip.mkv,",
         f"text,{people[0]},text.mp4,",
@@ -210,8 +283,7 @@ def test_bad_rows_fail_with_a_sentence_and_the_rest_go_on(
         f"person,{people[0]},{films}/clip.mkv,{people[1]}",
         f"stranger,{people[0]},{films}/clip.mkv,{people[2]}",
     ]
-    (tmp_path / "videos.csv").write_text("id,source,video,face\n" + "\n".join(lines))
-    wanted = request(tmp_path / "videos.csv", tmp_path / "run", store=str(finished / "store"))
+    wanted = request(list_videos(tmp_path, "id,source,video,face", *lines), tmp_path / "run", store=str(finished / "store"))
     summary, rows = carry_out(wanted)
     assert (summary.done, summary.failed, summary.exit_code) == (3, 7, 2)
     reasons = {row.id: f"{row.stage}: {row.reason}" for row in rows.values() if row.status == "failed"}
@@ -307,3 +379,190 @@ def test_the_command_runs_the_flow_and_says_what_came_of_it(
     assert json.loads((run / "run.json").read_text())["kind"] == "videos"
     assert print_status(str(run)) == 0
     assert "1 video: 1 done, 0 failed, 0 left" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """A scheduler without workers."""
+    with processes(tmp_path_factory.mktemp("dask")) as started:
+        started.scheduler()
+        yield started
+
+
+def listed(run: Path) -> Counter[tuple[str, str]]:
+    """How often the index lists each output of each key."""
+    tables = [pq.read_table(file) for file in (run / "store/index").glob("*.parquet")]
+    return Counter(pair for table in tables for pair in zip(table["key"].to_pylist(), table["output"].to_pylist(), strict=True))
+
+
+def workers_of(run: Path, stage: str) -> list[str]:
+    events = VideoRunFolder(run).read_log()
+    return [event["worker"] for event in events if (event["event"], event.get("stage")) == ("stage", stage)]
+
+
+def test_processes_of_our_own_make_the_same_bytes_and_nothing_twice(
+    finished: Path, films: Path, people: list[Path], tmp_path: Path
+) -> None:
+    lines = [
+        f"film,{people[0]},{films}/clip.mkv",
+        f"nobody,{people[0]},{films}/nobody.mp4",
+        f"text,{people[0]},text.mp4",
+        f"blank,blank.png,{films}/clip.mkv",
+        f"again,{people[0]},{films}/clip.mkv",
+    ]
+    manifest, run = list_videos(tmp_path, "id,source,video", *lines), tmp_path / "run"
+    told: list[tuple[int, int]] = []
+    calls: list[str] = []
+
+    def call(part: str, name: str, work: Callable[[], None]) -> None:
+        calls.append(f"{name} of {part}")
+        work()
+
+    plan = make_video_plan(request(manifest, run, dask="local:2"))
+    try:
+        summary = execute_videos(plan, lambda done, total: told.append((done, total)), call)
+    finally:
+        plan.close()
+    assert (summary.done, summary.failed, summary.left, summary.exit_code) == (3, 2, 0, 2)
+    before = VideoRunFolder(finished).read_rows()[0]
+    for name in ("film", "again"):
+        assert plan.rows[name].output_sha256 == before.output_sha256
+        assert VideoRunFolder(run).read_frames(name).equals(VideoRunFolder(finished).read_frames("film"))
+    assert plan.rows["film"].seconds > 0.5
+    assert plan.rows["text"].reason.startswith("the file is not a video")
+    assert (plan.rows["blank"].stage, plan.rows["text"].stage) == ("align", "probe")
+    assert summary.computed["segment"] == 4  # of one of the two rows that are alike
+    assert summary.computed["blend"] == WITH
+    assert summary.computed["align"] == 2  # the two sources
+    assert set(listed(run).values()) == {1}
+    assert set(workers_of(run, "segment")) == {"cpu-0", "cpu-1"}
+    assert len({call for call in calls if call.startswith("segment")}) == 4
+    assert "join of film" in calls
+    assert (20, 20) in told
+    assert all(0 <= done <= total for done, total in told)
+    assert not list((run / "store/probe").iterdir())
+    assert carry_out(request(manifest, run))[0].computed == {}
+
+
+def test_a_worker_killed_in_mid_group_costs_that_group_only(
+    outside: Processes, finished: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = without_segments(finished, tmp_path / "run")
+    before = set(listed(run))
+    outside.worker("victim", E4S_FAULT="mid-stage:50")  # 7 stages of 6 frames, then in the midst of the second group
+    outside.wait_for(1)
+    kept: list[int] = []
+
+    def call(part: str, name: str, work: Callable[[], None]) -> None:
+        if name == "segment" and not kept:
+            kept.append(1)
+            outside.worker("heir")
+        work()
+
+    plan = make_video_plan(request(films / "videos.csv", run, dask=outside.address, dask_wait=30.0))
+    try:
+        summary = execute_videos(plan, call=call)
+    finally:
+        plan.close()
+    assert (summary.done, summary.crash) == (1, "")
+    assert plan.rows["film"].output_sha256 == VideoRunFolder(finished).read_rows()[0].output_sha256
+    assert summary.computed["segment"] == 4
+    assert set(summary.computed) & {"probe", "detect", "track"} == set()
+    assert "worker victim is lost" in capsys.readouterr().err
+    assert "heir" in workers_of(run, "segment")
+    assert all(listed(run)[pair] == 1 for pair in set(listed(run)) - before)
+
+
+def test_an_interruption_stops_the_workers_and_the_same_command_goes_on(
+    outside: Processes, finished: Path, films: Path, tmp_path: Path
+) -> None:
+    run = without_segments(finished, tmp_path / "run")
+    outside.ready("last")
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= 6:
+            raise KeyboardInterrupt
+
+    wanted = request(films / "videos.csv", run, dask=outside.address, dask_wait=30.0)
+    plan = make_video_plan(wanted)
+    with pytest.raises(KeyboardInterrupt):
+        execute_videos(plan, interrupt)
+    plan.close()
+    assert VideoRunFolder(run).read_rows()[0].status == "left"
+    summary, rows = carry_out(wanted)
+    assert 0 < summary.computed["segment"] < 4
+    assert rows["film"].output_sha256 == VideoRunFolder(finished).read_rows()[0].output_sha256
+
+
+def test_what_a_unit_came_to_is_small_and_crosses_processes() -> None:
+    artifact = Artifact("0" * 64, "probe")
+
+    def after(error: Exception) -> UnitResult:
+        def work(result: UnitResult) -> None:
+            result.add("segment", 1, 0.0)
+            result.add("swap", 3, 0.0)
+            raise error
+
+        found: UnitResult = pickle.loads(pickle.dumps(outcome_of("segment", "store", work)))
+        assert found.spent > 0
+        return found
+
+    assert after(Damaged(artifact, "it is damaged")).damaged == (artifact, "it is damaged")
+    assert after(Damaged(artifact, "it is damaged")).computed == {"swap": 3}
+    failed = after(ItemError("no face"))
+    assert (failed.stage, failed.reason) == ("segment", "no face")
+    assert failed.seconds == {"segment": failed.spent, "swap": 0.0}
+    assert "RuntimeError: oh" in after(RuntimeError("oh")).crash
+    assert "PermissionError" in after(PermissionError("not allowed")).crash
+    with pytest.raises(DiskFull, match=r"^store: no space left"):
+        after(OSError(errno.ENOSPC, "full"))
+    with pytest.raises(StoreError):
+        after(StoreError("it is gone"))
+
+
+def test_a_failure_is_remembered_of_the_planned_file_only(finished: Path, films: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_text("not a video at all")
+    row = VideoRow(id="a", source="", video=str(film), video_sha256=hash_file(str(film)))
+    plan = make_video_plan(request(films / "videos.csv", finished))
+    store = Store(str(tmp_path / "store"))
+    desk = Desk(plan, Tables(store), keep="final", chunk=4, max_pixels=100, at_once=1)
+    notes = SimpleNamespace(worker="", within=lambda share: None, uses=lambda keys: None)
+    try:
+        changed = Probing(number=0, row=replace(row, video_sha256="0" * 64), key="1" * 64)
+        assert desk.carry(changed, notes).reason.endswith("start it again.")
+        assert not store.lookup(["1" * 64])
+        first = desk.carry(Probing(number=1, row=row, key="1" * 64), notes)
+        assert store.lookup(["1" * 64])["1" * 64].reason == first.reason
+        again = desk.carry(Probing(number=1, row=row, key="1" * 64).resent(), notes)
+        assert (again.reason, again.computed) == (first.reason, {})
+    finally:
+        desk.close()
+        plan.close()
+
+
+def test_units_for_the_gpu_and_the_handshake(films: Path, tmp_path: Path) -> None:
+    plan = make_video_plan(request(films / "videos.csv", tmp_path / "run", stages=[], device="cuda", dask="tcp://nowhere:1"))
+    try:
+        assert (plan.graph.settings.device, plan.request.compute_threads()) == ("cuda", 1)
+        (row,) = plan.rows.values()
+        base: dict[str, Any] = {"number": 0, "row": row, "key": ""}
+        table = Artifact("", "probe")
+        units: list[Unit] = [
+            Probing(**base),
+            SourceSide(**base, source={}, made=()),
+            Detecting(**base, table=table, start=0, stop=2),
+            Tracking(**base, table=table, detected=()),
+            Segment(**base, table=table, start=0, stop=2, way=table, source={}),
+        ]
+        assert [unit.name for unit in units if unit.on_gpu(plan)] == ["segment"]  # `fast` has nothing of the source on a GPU
+        assert units[-1].part == "film frames 0-1"
+        kit = make_video_kit(plan)
+        for run in (kit.run, "1", "2"):
+            plan.store.files.write(f"probe/{run}", run.encode())
+        assert examine(pickle.loads(pickle.dumps(kit)), False) == ""
+        assert "gone.mp4 does not exist" in examine(replace(kit, run="1", film=str(tmp_path / "gone.mp4")), False)
+        other = replace(kit, run="2", prints={**kit.prints, "detect": {**kit.prints["detect"], "version": 99}})
+        assert "it would compute other bytes: stage detect" in examine(other, False)
+    finally:
+        plan.close()

@@ -1,0 +1,544 @@
+"""Units of work on a video: plain data that any process can carry, in the planning process or on a Dask worker.
+
+A unit names what it reads by artifacts and what it makes by a key. Whoever carries it publishes the artifact; small facts go back. What a
+process keeps between units (models, open videos, tables) is its `Desk`; nothing of that decides bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from e4s_models.weights import WeightsError
+from flows.video_plan import FRAME_RESULT, Recipe
+from storage.keys import digest, digest_bytes
+from storage.store import Artifact, Damaged, Finished, Store, StoreError
+from storage.video_run import VideoRow
+from tasks.frame import ImageFile, hash_file
+from tasks.graph import Graph, Item, UsageError
+from tasks.runner import ChunkJob, ChunkResult, DiskFull, Keep, Worker, run_chunk
+from tasks.stage import Array, ItemError, Outputs, PassingError
+from tasks.steady import Known, Steady, aligned
+from tasks.video_pass import (
+    ID_NETWORK,
+    Still,
+    Way,
+    detect_range,
+    identify,
+    put_back,
+    reference_identity,
+    track_person,
+)
+from tasks.video_write import encode_group
+
+if TYPE_CHECKING:
+    from e4s_models.id_networks import IdNetwork
+    from e4s_models.video_faces import VideoFaceDetector
+    from tasks.planes import PlanarFrame
+    from tasks.track import Faces, Track
+    from tasks.video import FrameTable, Playhead
+
+PASSED, SWAPPED, FAILED = 0, 1, 2
+SEGMENT_FACTS = ("state", "reasons")
+HELD = 4  # tables and courses that a process keeps
+OPEN = 2  # videos that it keeps open
+
+Thing = TypeVar("Thing")
+
+
+class Notes(Protocol):
+    """Told how a unit goes on. May raise KeyboardInterrupt when the run was stopped."""
+
+    @property
+    def worker(self) -> str:
+        """Name of the worker process; "" in the planning process."""
+        ...
+
+    def within(self, share: float) -> None: ...
+    def uses(self, keys: Collection[str]) -> None: ...
+
+
+class ProgramError(Exception):
+    """A stage was stopped by a program error: its traceback."""
+
+
+@dataclass
+class UnitResult:
+    """What became of a unit, in small facts: values are in the store."""
+
+    artifacts: list[Artifact] = field(default_factory=list)  # that it finished
+    facts: dict[str, Array] = field(default_factory=dict)  # of a segment: its SEGMENT_FACTS
+    computed: dict[str, int] = field(default_factory=dict)  # executions by node, or by the unit's own name
+    seconds: dict[str, float] = field(default_factory=dict)  # of these
+    spent: float = 0.0  # s from begin to end
+    repaired: list[str] = field(default_factory=list)  # sentences about damaged artifacts that were computed again
+    damaged: tuple[Artifact, str] | None = None  # something it reads, which others must make again, and the sentence
+    stage: str = ""  # where it failed
+    reason: str = ""
+    crash: str = ""  # traceback of a program error
+    place: str = ""  # name of the worker process, where there are several
+
+    @property
+    def good(self) -> bool:
+        return not (self.damaged or self.reason or self.crash)
+
+    def take(self, chunk: ChunkResult) -> None:
+        """Note what a chunk of frames did. Raises ProgramError if a program error stopped it."""
+        self.repaired += chunk.repaired
+        for node, count in chunk.computed.items():
+            self.add(node, count, chunk.seconds[node])
+        if chunk.crash:
+            raise ProgramError(chunk.crash)
+
+    def add(self, name: str, count: int, seconds: float) -> None:
+        self.computed[name] = self.computed.get(name, 0) + count
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+class Tables:
+    """Frame tables and courses as they are in the store, those of the last few videos."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._held: dict[str, Any] = {}
+
+    def table(self, artifact: Artifact) -> FrameTable:
+        """Raises Damaged."""
+        from tasks.video import FrameTable
+
+        return self._get(artifact, lambda outputs: FrameTable.from_arrow(pq.read_table(io.BytesIO(outputs["table"].tobytes()))))
+
+    def way(self, artifact: Artifact) -> Way:
+        """Raises Damaged."""
+        return self._get(artifact, Way.of)
+
+    def _get(self, artifact: Artifact, make: Callable[[Mapping[str, Array]], Thing]) -> Thing:
+        found = self._held.pop(artifact.key, None)
+        if found is None:
+            found = make(read_all(self.store, artifact))
+        self._held[artifact.key] = found
+        if len(self._held) > HELD:
+            del self._held[next(iter(self._held))]
+        return cast(Thing, found)
+
+
+def read_all(store: Store, artifact: Artifact) -> dict[str, Array]:
+    """Every output of an artifact. Raises Damaged."""
+    return {name: store.read(artifact, name) for name in artifact.payloads}
+
+
+class Desk:
+    """What one process keeps between units: models, loaded once, open videos, tables."""
+
+    def __init__(self, recipe: Recipe, tables: Tables, *, keep: Keep, chunk: int, max_pixels: int, at_once: int) -> None:
+        self.recipe, self.tables, self.store = recipe, tables, tables.store
+        self.chunk, self.max_pixels = chunk, max_pixels
+        self.source_worker = Worker(recipe.source_graph(), self.store, "all", at_once)
+        self.worker = Worker(recipe.graph, self.store, keep, at_once)
+        self._open: dict[str, Playhead] = {}
+        self._steady: dict[str, Steady] = {}
+
+    @cached_property
+    def detector(self) -> VideoFaceDetector:
+        from e4s_models.video_faces import VideoFaceDetector
+
+        return cast("VideoFaceDetector", VideoFaceDetector.load())
+
+    @cached_property
+    def id_network(self) -> IdNetwork:
+        from e4s_models.id_networks import ID_NETWORKS
+
+        return ID_NETWORKS[ID_NETWORK]("cpu")
+
+    def playhead(self, row: VideoRow, table: FrameTable) -> Playhead:
+        """The open video. Every frame that is read is compared with the table, so it is the same video that was probed."""
+        from tasks.video import Playhead
+
+        found = self._open.pop(row.video, None) or Playhead(row.video, table)
+        self._open[row.video] = found
+        if len(self._open) > OPEN:
+            self._open.pop(next(iter(self._open))).close()
+        return found
+
+    def steady(self, artifact: Artifact, way: Way) -> Steady:
+        """What is known of the frames along a course: the last one's is kept, so that groups in order look at nothing twice."""
+        if artifact.key not in self._steady:
+            self._steady = {artifact.key: Steady(self.worker, way, self.recipe.configs.smooth)}
+        return self._steady[artifact.key]
+
+    def carry(self, unit: Unit, notes: Notes) -> UnitResult:
+        """What becomes of a unit. Raises DiskFull, StoreError, and what ends a run with a sentence."""
+        result = outcome_of(unit.name, self.store.url, lambda result: unit.carry(self, notes, result))
+        result.place = notes.worker
+        if not result.good:  # maybe in the middle of a video
+            self._put_away()
+        return result
+
+    def _put_away(self) -> None:
+        self._steady.clear()
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def close(self) -> None:
+        self._put_away()
+        self.source_worker.close()
+        self.worker.close()
+
+
+def outcome_of(name: str, where: str, work: Callable[[UnitResult], None]) -> UnitResult:
+    """Do a piece of work and say what came of it.
+
+    Raises what is no fault of the program and no item's: DiskFull (`where` is full, if nothing else is known), StoreError, UsageError and
+    WeightsError.
+    """
+    result, began = UnitResult(), time.perf_counter()
+    try:
+        work(result)
+    except Damaged as damaged:
+        result.damaged = damaged.artifact, str(damaged)
+        for numbers in (result.computed, result.seconds):
+            numbers.pop(name, None)  # it is tried again, when that was made again
+    except ItemError as error:
+        result.stage, result.reason = result.stage or name, str(error)
+    except (DiskFull, StoreError, UsageError, WeightsError):
+        raise
+    except ProgramError as error:
+        result.crash = str(error)
+    except OSError as error:
+        raise_if_full(error, where)
+        result.crash = traceback.format_exc()
+    except Exception:
+        result.crash = traceback.format_exc()
+    result.spent = time.perf_counter() - began
+    if name in result.computed:
+        result.seconds[name] = result.spent - sum(seconds for node, seconds in result.seconds.items() if node != name)
+    return result
+
+
+def raise_if_full(error: OSError, where: str) -> None:
+    """Raise DiskFull if that is what an error means."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFull(
+            f"{error.filename or where}: no space left on the device; free some and repeat the same command (nothing finished is lost)"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What one process does in one go, to make the artifact of one key."""
+
+    name: ClassVar[str]
+    facts: ClassVar[Sequence[str]] = ()  # outputs that go back
+    number: int  # of the unit, in this execution
+    row: VideoRow
+    key: str
+    again: bool = False  # a worker that had it was lost: it may be finished
+
+    @property
+    def part(self) -> str:
+        """Of the video, for people."""
+        return self.row.id
+
+    @property
+    def frames(self) -> int:
+        """How many frames it works on, where progress tells of that."""
+        return 0
+
+    @property
+    def keys(self) -> Collection[str]:
+        """Of all that it makes."""
+        return (self.key,)
+
+    def on_gpu(self, recipe: Recipe) -> bool:
+        """Whether it needs a GPU."""
+        return False
+
+    def resent(self) -> Unit:
+        """For another worker, after one that had it was lost."""
+        return replace(self, again=True)
+
+    def carry(self, desk: Desk, notes: Notes, result: UnitResult) -> None:
+        """Make the artifact and publish it, or its failure, which follows from the files. Raises ItemError."""
+        if self.again and (there := desk.store.lookup([self.key]).get(self.key)):
+            result.artifacts.append(there)
+            result.stage, result.reason = (there.stage, there.reason) if there.failed else ("", "")
+            return
+        result.add(self.name, 1, 0.0)
+        try:
+            outputs = self.make(desk, notes, result)
+        except PassingError:
+            raise
+        except ItemError as error:
+            if hash_file(self.row.video) != self.row.video_sha256:
+                raise PassingError(changed(self.row.video)) from None
+            result.artifacts += desk.store.publish([Finished(self.key, self.name, reason=str(error))])
+            raise
+        values = {name: ("array", value) for name, value in outputs.items()}
+        result.artifacts += desk.store.publish([Finished(self.key, self.name, cast(Any, values))])
+        result.facts = {name: value for name, value in outputs.items() if name in self.facts}
+
+    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+        """The values. Raises ItemError, PassingError or Damaged."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probing(Unit):
+    """The frame table of a video."""
+
+    name: ClassVar[str] = "probe"
+
+    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+        from tasks.video import probe
+
+        table = probe(self.row.video, desk.recipe.configs.probe)
+        if table.sha256 != self.row.video_sha256:
+            raise PassingError(changed(self.row.video))
+        buffer = io.BytesIO()
+        pq.write_table(table.to_arrow(), buffer)
+        return {"table": np.frombuffer(buffer.getvalue(), np.uint8)}
+
+
+def changed(path: str) -> str:
+    return f"{path} was changed while running: leave the inputs alone during a run and start it again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSide(Unit):
+    """What the stages make of the source alone."""
+
+    name: ClassVar[str] = "source"
+    source: Mapping[str, Artifact]  # what is known of it
+    made: Collection[str]  # keys
+
+    @property
+    def keys(self) -> Collection[str]:
+        return self.made
+
+    def on_gpu(self, recipe: Recipe) -> bool:
+        return _on_gpu(recipe.source_graph())
+
+    def carry(self, desk: Desk, notes: Notes, result: UnitResult) -> None:
+        known = {**self.source, **(desk.store.lookup(self.made) if self.again else {})}
+        desk.source_worker.notify = notes.within
+        chunk = run_chunk(desk.source_worker, ChunkJob(self.number, [source_item(desk.recipe, self.row)], known), _plainly)
+        result.artifacts += chunk.artifacts
+        result.take(chunk)
+        (outcome,) = chunk.outcomes
+        result.stage, result.reason = outcome.stage, outcome.reason
+
+
+def source_item(recipe: Recipe, row: VideoRow) -> Item:
+    """The source of a video, alone."""
+    return Item(f"source of {row.id}", {"source": recipe.source(row)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stretch(Unit):
+    """On frames [start, stop)."""
+
+    table: Artifact
+    start: int
+    stop: int
+
+    @property
+    def part(self) -> str:
+        return f"{self.row.id} frames {self.start}-{self.stop - 1}"
+
+    @property
+    def frames(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detecting(_Stretch):
+    """Faces of a stretch of frames."""
+
+    name: ClassVar[str] = "detect"
+
+    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+        table = desk.tables.table(self.table)
+        frames = desk.playhead(self.row, table).frames(self.start, min(self.stop + 1, len(table)))
+        return detect_range(desk.detector, _counted(frames, notes, self.frames), self.start, self.stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking(Unit):
+    """One person's course through the video."""
+
+    name: ClassVar[str] = "track"
+    table: Artifact
+    detected: Sequence[str]  # keys
+
+    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+        row, recipe = self.row, desk.recipe
+        table = desk.tables.table(self.table)
+        found = desk.store.lookup(self.detected)
+        parts = [read_all(desk.store, found[key]) for key in self.detected]
+        configs, min_face = recipe.configs, recipe.graph.configs["align"].min_face
+        who: Any = int(row.face) if row.face.isdecimal() else None
+        if who is None:
+            picture = ImageFile(row.face, row.face_sha256, desk.max_pixels).read().rgb8
+            who = reference_identity(desk.id_network, desk.detector, picture, min_face)
+
+        def features(faces: Faces, tracks: Sequence[Track]) -> list[Track]:
+            return identify(desk.id_network, desk.playhead(row, table), faces, tracks, configs.track)
+
+        return track_person(parts, len(table), who, configs.track, configs.smooth, min_face, features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(_Stretch):
+    """One encoded group of pictures; what it writes: see `_Group.encode`."""
+
+    name: ClassVar[str] = "segment"
+    facts: ClassVar[Sequence[str]] = SEGMENT_FACTS
+    way: Artifact
+    source: Mapping[str, Artifact]  # what is known of the source's side
+
+    def on_gpu(self, recipe: Recipe) -> bool:
+        return _on_gpu(recipe.graph)
+
+    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+        return _Group(desk, self, notes, result).encode(self.start, self.stop)
+
+
+def _on_gpu(graph: Graph) -> bool:
+    return any(graph.device(node.name) != "cpu" for node in graph.nodes)
+
+
+def _counted(frames: Iterable[PlanarFrame], notes: Notes, count: int) -> Iterator[PlanarFrame]:
+    for number, frame in enumerate(frames):
+        notes.within(number / count)
+        yield frame
+
+
+def _digests(known: Known) -> dict[str, str]:
+    """Node -> what decides the values that it is said to have written."""
+    return {
+        node: digest([[name, list(value.shape), digest_bytes(value.tobytes())] for name, value in sorted(outputs.items())])
+        for node, outputs in known.items()
+    }
+
+
+def _plainly(node: str, work: Callable[[], None]) -> None:
+    work()
+
+
+class _Group:
+    """One group of pictures: decoded, swapped a few frames at a time, encoded as it goes."""
+
+    def __init__(self, desk: Desk, unit: Segment, notes: Notes, result: UnitResult) -> None:
+        self.desk, self.unit, self.notes, self.result = desk, unit, notes, result
+        self.table, self.way = desk.tables.table(unit.table), desk.tables.way(unit.way)
+        self.playhead = desk.playhead(unit.row, self.table)
+        self.source = dict(unit.source)
+        self.state: list[int] = []
+        self.reasons: dict[int, tuple[str, str]] = {}
+
+    def encode(self, start: int, stop: int) -> Outputs:
+        """Writes `segment` (bytes), `state` (n,) and `reasons` (JSON: frame in the group -> stage, reason), all uint8."""
+        steady = self.desk.steady(self.unit.way, self.way)
+        self.known = steady.group(start, stop, lambda first, last: self._watched(self.playhead.frames(first, last)))
+        for node, (count, seconds) in steady.spent.items():
+            self.result.add(node, count, seconds)
+        data = encode_group(self.table, start, self._frames(start, stop), self.desk.recipe.configs.output)
+        return {
+            "segment": np.frombuffer(data, np.uint8),
+            "state": np.array(self.state, np.uint8),
+            "reasons": np.frombuffer(json.dumps({str(frame - start): reason for frame, reason in self.reasons.items()}).encode(), np.uint8),
+        }
+
+    def _watched(self, frames: Iterable[PlanarFrame]) -> Iterator[PlanarFrame]:
+        for frame in frames:
+            self.notes.within(len(self.state) / self.unit.frames)
+            yield frame
+
+    def _frames(self, start: int, stop: int) -> Iterator[PlanarFrame]:
+        size = self.desk.chunk
+        for first in range(start, stop, size):
+            yield from self._swapped(first, min(first + size, stop))
+
+    def _swapped(self, start: int, stop: int) -> Iterator[PlanarFrame]:
+        """Frames of one chunk, swapped where that works."""
+        row, plan = self.unit.row, self.desk.recipe
+        stills = [Still(row.video, planes) for planes in self._watched(self.playhead.frames(start, stop))]
+        items, given = self._items(stills, start)
+        swapped = self._run(items, given, stills, start) if items else {}
+        for frame, still in enumerate(stills, start):
+            if frame not in items:
+                self.state.append(PASSED)
+                yield still.planes
+            elif isinstance(outcome := swapped[frame], tuple):
+                self.state.append(FAILED)
+                self.reasons[frame] = outcome
+                yield still.planes
+            else:
+                self.state.append(SWAPPED)
+                crop_to_frame = self.way.crops.crop_to_frame(frame, plan.graph.configs["align"].side)
+                yield put_back(still, outcome["inpainted"], outcome["mask"], crop_to_frame, plan.configs.paste)
+
+    def _items(self, stills: Sequence[Still], start: int) -> tuple[dict[int, Item], dict[str, Outputs]]:
+        """Frames with the face as items of the graph; what is known of them without it, by key."""
+        recipe = self.desk.recipe
+        items: dict[int, Item] = {}
+        given: dict[str, Outputs] = {}
+        for frame, still in enumerate(stills, start):
+            if frame in self.known:
+                crop = aligned(still.rgb, self.way.crops, frame, recipe.graph.configs["align"].side)
+                known = {"align": crop, **self.known[frame]}
+                items[frame] = recipe.item(self.unit.row, frame, self.table.frame_id(frame), _digests(known))
+                works = recipe.graph.works(items[frame])
+                given |= {works[node, "target"].key: outputs for node, outputs in known.items()}
+        return items, given
+
+    def _run(
+        self, items: Mapping[int, Item], given: Mapping[str, Outputs], stills: Sequence[Still], start: int
+    ) -> dict[int, Outputs | tuple[str, str]]:
+        """Frame -> what the last stage made of it, or stage and reason of its failure."""
+        desk, worker = self.desk, self.desk.worker
+        made: dict[str, Outputs] = {}
+        worker.opened = {item.images["target"].sha256: stills[frame - start] for frame, item in items.items()}
+        worker.given, worker.sink = given, made.__setitem__
+        done, share = len(self.state) / self.unit.frames, len(stills) / self.unit.frames
+        worker.notify = lambda part: self.notes.within(done + share * part)
+        # What is found damaged of the source's side is made again, and published whatever the retention.
+        job = ChunkJob(start, list(items.values()), self._known(list(items.values())), shared=frozenset(self.source))
+        try:
+            chunk = run_chunk(worker, job, _plainly)
+        finally:
+            worker.opened, worker.given = {}, {}
+        again = {artifact.key: artifact for artifact in chunk.artifacts if artifact.key in self.source}
+        self.source |= again
+        self.result.artifacts += again.values()
+        self.result.take(chunk)
+        passing = chunk.failed.keys() - {artifact.key for artifact in (*chunk.artifacts, *job.known.values()) if artifact.failed}
+        if passing:
+            raise PassingError(chunk.failed[min(passing)][1])
+        found: dict[int, Outputs | tuple[str, str]] = {}
+        for (frame, item), outcome in zip(items.items(), chunk.outcomes, strict=True):
+            key = desk.recipe.graph.works(item)[FRAME_RESULT[0], ""].key
+            if key in made:
+                found[frame] = made[key]
+            elif outcome.artifact:
+                found[frame] = {name: desk.store.read(outcome.artifact, name) for name in ("inpainted", "mask")}
+            else:
+                found[frame] = outcome.stage, outcome.reason
+        return found
+
+    def _known(self, items: Sequence[Item]) -> dict[str, Artifact]:
+        if self.desk.worker.keep != "all":
+            return self.source
+        keys = {work.key for item in items for work in self.desk.recipe.graph.works(item).values()}
+        self.notes.uses(keys)
+        return self.source | self.desk.store.lookup(keys)
