@@ -142,9 +142,11 @@ def use_threads(count: int) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     import cv2
     import torch
+    from threadpoolctl import threadpool_limits
 
     cv2.setNumThreads(count)
     torch.set_num_threads(count)
+    threadpool_limits(count)  # NumPy's linear algebra, whose sums depend on it
 
 
 def require_weights(names: Iterable[str]) -> None:
