@@ -163,7 +163,7 @@ def plain_loop(plan: VideoPlan, out: Path) -> Stages:
     shared: dict[tuple[str, str], Any] = {}
 
     def swapped(frame: int, still: Still) -> Any:
-        item = plan.item(row, frame, table.frame_id(frame), {"align": f"of frame {frame}"})
+        item = plan.item(row, frame, table.frame_id(frame), {("align", "target"): f"of frame {frame}"})
         crop = stages("align", lambda: aligned(still.rgb, way.crops, frame, graph.configs["align"].side))
         place = graph.works(item)["align", "target"].key
         values: dict[tuple[str, str], Any] = {(item.images["target"].sha256, "image"): still, **shared}

@@ -25,6 +25,7 @@ import pyarrow as pa
 from e4s_models.weights import WeightsError
 from flows.engine import CRASHES_IN_A_ROW, THIS_PROCESS, Summary, require_weights
 from flows.video_plan import VideoPlan
+from flows.video_segments import Segment, Tuning
 from flows.video_steps import Hands, Here, Step, Told, VideoCall, direct_call
 from flows.video_units import (
     FAILED,
@@ -34,7 +35,6 @@ from flows.video_units import (
     Detecting,
     Probing,
     ProgramError,
-    Segment,
     SourceSide,
     Tables,
     Tracking,
@@ -302,7 +302,7 @@ class Video:
 
     def equipped(self, unit: Unit) -> Unit:
         """A unit with what is known of the source's side by now."""
-        return replace(unit, source=self._known_of_source()) if isinstance(unit, Segment | SourceSide) else unit
+        return replace(unit, source=self._known_of_source()) if isinstance(unit, Segment | Tuning | SourceSide) else unit
 
     def _known_of_source(self) -> dict[str, Artifact]:
         return {key: self.shelf.known[key] for key in self._source_keys if key in self.shelf.known}
@@ -353,17 +353,21 @@ class Video:
             output = yield from self._write("remux", lambda: remux(table, row.video, self._output))
             self._finish(table, way, np.zeros(len(table), np.uint8), {}, output)
             return
+        tuned = None
+        if key := plan.tuning_key(row, tracked.key):
+            (tuned,) = yield from self._make([Tuning(number=self._number(), row=row, key=key, table=probed, way=tracked, source={})])
         groups = chunk_ranges(len(table), 1, plan.configs.output)
         segments = [
             Segment(
                 number=self._number(),
                 row=row,
-                key=plan.segment_key(row, start, stop, way),
+                key=plan.segment_key(row, start, stop, way, tuned.key if tuned else ""),
                 table=probed,
                 way=tracked,
                 start=start,
                 stop=stop,
                 source={},
+                tuning=tuned,
             )
             for start, stop in groups
         ]

@@ -30,6 +30,7 @@ from tasks.paste import PasteConfig
 from tasks.stage import PassingError
 from tasks.steady import reaches
 from tasks.track import SmoothConfig, TrackConfig
+from tasks.tune import TuningConfig
 from tasks.video import ProbeConfig
 from tasks.video_pass import DETECT_RANGE, ID_NETWORK, Way
 from tasks.video_write import EncodeConfig
@@ -41,10 +42,16 @@ VIDEO_NODES = tuple(node for node in PAIR_NODES if node.name != "paste")
 
 FRAME_RESULT: Ref = ("inpaint", "inpainted")
 
-CONFIGS: Final[Mapping[str, type]] = {"probe": ProbeConfig, "track": TrackConfig, "smooth": SmoothConfig, "output": EncodeConfig}
+CONFIGS: Final[Mapping[str, type]] = {
+    "probe": ProbeConfig,
+    "track": TrackConfig,
+    "smooth": SmoothConfig,
+    "tuning": TuningConfig,
+    "output": EncodeConfig,
+}
 """Settings that are no stage's, by the name in `--set NAME.SETTING=VALUE` and in a profile."""
 
-VERSIONS: Final = {"probe": 1, "detect": 1, "track": 1, "segment": 2}
+VERSIONS: Final = {"probe": 1, "detect": 1, "track": 1, "tuning": 1, "segment": 2}
 """Raise one whenever the bytes of that artifact change for the same inputs and settings."""
 
 _LIBRARIES: Final = ("av", "numpy", "opencv-python-headless")
@@ -70,6 +77,7 @@ class Configs:
     probe: ProbeConfig
     track: TrackConfig
     smooth: SmoothConfig
+    tuning: TuningConfig
     output: EncodeConfig
     paste: PasteConfig
 
@@ -103,20 +111,26 @@ class Recipe:
         """Frames on each side that decide what is known of a frame before it goes through the stages."""
         return max(reaches(self.graph.fingerprints, self.configs.smooth).values(), default=0)
 
-    def segment_key(self, row: VideoRow, start: int, stop: int, way: Way) -> str:
+    def tuning_key(self, row: VideoRow, track: str) -> str:
+        """Of the generator's tuning along a course with this key; "" where the stage `tune` does not tune."""
+        if "tuning" not in self.prints:
+            return ""
+        return digest(["tuning", self.prints["tuning"], self.prints["probe"], row.source_sha256, row.source_face, track])
+
+    def segment_key(self, row: VideoRow, start: int, stop: int, way: Way, tuning: str = "") -> str:
         """Of an encoded group of pictures, frames [start, stop).
 
         It names all that decides the keys of the frames' own results, which are not worked out for this.
         """
         first, last = max(0, start - self.reach), min(len(way.state), stop + self.reach)
         around = [[way.course(frame), int(way.run[frame] - way.run[first])] for frame in range(first, last)]
-        source = [row.source_sha256, row.source_face]
+        source = [row.source_sha256, row.source_face, *([tuning] if tuning else [])]
         return digest(["segment", self.prints["segment"], self.prints["probe"], source, row.video_sha256, start, stop, first, around])
 
-    def item(self, row: VideoRow, frame: int, frame_id: str, given: Mapping[str, str]) -> Item:
-        """The pair of source and one frame, of which the outputs of some nodes are known: node -> what decides them."""
+    def item(self, row: VideoRow, frame: int, frame_id: str, given: Mapping[Ref, str]) -> Item:
+        """The pair of source and one frame, of which the outputs of some nodes are known: see `Item.given`."""
         pictures = {"source": self.source(row), "target": Image(row.video, frame_id)}
-        return Item(f"{row.id}:{frame}", pictures, {(node, "target"): digest for node, digest in given.items()})
+        return Item(f"{row.id}:{frame}", pictures, given)
 
     def source(self, row: VideoRow) -> Image:
         return Image(row.source, row.source_sha256, row.source_face)
@@ -185,6 +199,8 @@ def _prints(graph: Graph, configs: Configs) -> dict[str, Any]:
 
     landmarks, paste = "dlib_landmarks68", pick_backend("paste", graph.settings.backends.get("paste"))
     output = {name: value for name, value in asdict(configs.output).items() if name != "container"}
+    driving = {name: graph.fingerprints[name] for name in _upstream(graph, "tune")} if "tune" in graph.fingerprints else {}
+    tuning = {"tuning": made("tuning", nodes=driving, config=asdict(configs.tuning), smooth=asdict(configs.smooth))} if driving else {}
     return {
         "probe": made("probe", config=asdict(configs.probe)),
         "detect": made("detect", landmarks, libraries=(*_LIBRARIES, "dlib-bin"), range=DETECT_RANGE),
@@ -197,10 +213,16 @@ def _prints(graph: Graph, configs: Configs) -> dict[str, Any]:
             smooth={name: value for name, value in asdict(configs.smooth).items() if name not in ("mesh", "mask", "light")},
             min_face=graph.configs["align"].min_face,
         ),
+        **tuning,
         "segment": made(
             "segment", nodes=graph.fingerprints, paste=[paste.version, asdict(configs.paste)], output=output, smooth=asdict(configs.smooth)
         ),
     }
+
+
+def _upstream(graph: Graph, node: str) -> set[str]:
+    """A node and all that its inputs come from."""
+    return {node}.union(*(_upstream(graph, producer) for producer in graph.producers(node)))
 
 
 def make_video_plan(request: VideoRequest, *, dry: bool = False) -> VideoPlan:

@@ -35,6 +35,7 @@ class Stand:
     finals: Collection[str]  # keys of what the frames read of it
     detect: list[str] | None = None  # None: how many there are is known when the video is probed
     track: str | None = None
+    tuning: str | None = None  # "" where nothing is tuned
     segments: list[str] | None = None  # None: they are known when the course is; none where no face was found
 
 
@@ -57,12 +58,16 @@ class Survey:
             if frames is not None:
                 stand.detect = [plan.detect_key(row, start, stop) for start, stop in detect_ranges(frames)]
                 stand.track = plan.track_key(row, stand.detect)
-        self._look_up(key for stand in self.stands.values() if stand.track for key in (*(stand.detect or ()), stand.track))
+                stand.tuning = plan.tuning_key(row, stand.track)
+        tracked = [stand for stand in self.stands.values() if stand.track]
+        self._look_up(key for stand in tracked for key in (*(stand.detect or ()), stand.track, stand.tuning) if key)
         for row in rows:
             stand = self.stands[row.id]
             if stand.track and (made := self._read(stand.track)):
                 way, ranges = Way.of(made), chunk_ranges(len(made["state"]), 1, plan.configs.output)
-                stand.segments = [plan.segment_key(row, start, stop, way) for start, stop in ranges] if way.with_face.any() else []
+                tuning, there = stand.tuning or "", way.with_face.any()
+                stand.segments = [plan.segment_key(row, start, stop, way, tuning) for start, stop in ranges] if there else []
+                stand.tuning = tuning if there else ""
         self._look_up(key for stand in self.stands.values() for key in stand.segments or ())
 
     def is_there(self, key: str) -> bool:
@@ -77,7 +82,7 @@ class Survey:
     def failures(self, stand: Stand) -> list[Artifact]:
         """The remembered failures of a video, the first that a run would meet first."""
         keys = [stand.probe, *(work.key for work in stand.source.values()), *(stand.detect or ())]
-        keys += [*([stand.track] if stand.track else []), *(stand.segments or ())]
+        keys += [*(key for key in (stand.track, stand.tuning) if key), *(stand.segments or ())]
         return [self.found[key] for key in keys if key in self.found and self.found[key].failed]
 
     def reason(self, stand: Stand, failed: Artifact) -> tuple[str, str]:

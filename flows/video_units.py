@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,26 +19,22 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from e4s_models.weights import WeightsError
-from flows.video_plan import FRAME_RESULT, Recipe
-from storage.keys import digest, digest_bytes
+from flows.video_plan import Recipe
 from storage.store import Artifact, Damaged, Finished, Store, StoreError
 from storage.video_run import VideoRow
 from tasks.frame import ImageFile, hash_file
 from tasks.graph import Graph, Item, UsageError
 from tasks.runner import ChunkJob, ChunkResult, DiskFull, Keep, Worker, run_chunk
 from tasks.stage import Array, ItemError, Outputs, PassingError
-from tasks.steady import Known, Steady, aligned
+from tasks.steady import Steady
 from tasks.video_pass import (
     ID_NETWORK,
-    Still,
     Way,
     detect_range,
     identify,
-    put_back,
     reference_identity,
     track_person,
 )
-from tasks.video_write import encode_group
 
 if TYPE_CHECKING:
     from e4s_models.id_networks import IdNetwork
@@ -122,6 +117,10 @@ class Tables:
         """Raises Damaged."""
         return self._get(artifact, Way.of)
 
+    def tuning(self, artifact: Artifact) -> Outputs:
+        """Raises Damaged."""
+        return self._get(artifact, dict)
+
     def _get(self, artifact: Artifact, make: Callable[[Mapping[str, Array]], Thing]) -> Thing:
         found = self._held.pop(artifact.key, None)
         if found is None:
@@ -160,6 +159,14 @@ class Desk:
 
         return ID_NETWORKS[ID_NETWORK]("cpu")
 
+    @cached_property
+    def driving_worker(self) -> Worker:
+        """For what the generator is tuned to."""
+        graph = self.recipe.graph
+        wanted = [(node, "") for node in graph.producers("tune")]
+        driving = Graph(graph.all_nodes.values(), graph.final, graph.settings, wanted=wanted)
+        return Worker(driving, self.store, "final", self.worker.at_once)
+
     def playhead(self, row: VideoRow, table: FrameTable) -> Playhead:
         """The open video. Every frame that is read is compared with the table, so it is the same video that was probed."""
         from tasks.video import Playhead
@@ -193,6 +200,8 @@ class Desk:
         self._put_away()
         self.source_worker.close()
         self.worker.close()
+        if "driving_worker" in vars(self):
+            self.driving_worker.close()
 
 
 def outcome_of(name: str, where: str, work: Callable[[UnitResult], None]) -> UnitResult:
@@ -326,12 +335,12 @@ class SourceSide(Unit):
         return self.made
 
     def on_gpu(self, recipe: Recipe) -> bool:
-        return _on_gpu(recipe.source_graph())
+        return on_gpu_of(recipe.source_graph())
 
     def carry(self, desk: Desk, notes: Notes, result: UnitResult) -> None:
         known = {**self.source, **(desk.store.lookup(self.made) if self.again else {})}
         desk.source_worker.notify = notes.within
-        chunk = run_chunk(desk.source_worker, ChunkJob(self.number, [source_item(desk.recipe, self.row)], known), _plainly)
+        chunk = run_chunk(desk.source_worker, ChunkJob(self.number, [source_item(desk.recipe, self.row)], known), plainly)
         result.artifacts += chunk.artifacts
         result.take(chunk)
         (outcome,) = chunk.outcomes
@@ -344,7 +353,7 @@ def source_item(recipe: Recipe, row: VideoRow) -> Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stretch(Unit):
+class Stretch(Unit):
     """On frames [start, stop)."""
 
     table: Artifact
@@ -361,7 +370,7 @@ class _Stretch(Unit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detecting(_Stretch):
+class Detecting(Stretch):
     """Faces of a stretch of frames."""
 
     name: ClassVar[str] = "detect"
@@ -397,23 +406,7 @@ class Tracking(Unit):
         return track_person(parts, len(table), who, configs.track, configs.smooth, min_face, features)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment(_Stretch):
-    """One encoded group of pictures; what it writes: see `_Group.encode`."""
-
-    name: ClassVar[str] = "segment"
-    facts: ClassVar[Sequence[str]] = SEGMENT_FACTS
-    way: Artifact
-    source: Mapping[str, Artifact]  # what is known of the source's side
-
-    def on_gpu(self, recipe: Recipe) -> bool:
-        return _on_gpu(recipe.graph)
-
-    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
-        return _Group(desk, self, notes, result).encode(self.start, self.stop)
-
-
-def _on_gpu(graph: Graph) -> bool:
+def on_gpu_of(graph: Graph) -> bool:
     return any(graph.device(node.name) != "cpu" for node in graph.nodes)
 
 
@@ -423,122 +416,5 @@ def _counted(frames: Iterable[PlanarFrame], notes: Notes, count: int) -> Iterato
         yield frame
 
 
-def _digests(known: Known) -> dict[str, str]:
-    """Node -> what decides the values that it is said to have written."""
-    return {
-        node: digest([[name, list(value.shape), digest_bytes(value.tobytes())] for name, value in sorted(outputs.items())])
-        for node, outputs in known.items()
-    }
-
-
-def _plainly(node: str, work: Callable[[], None]) -> None:
+def plainly(node: str, work: Callable[[], None]) -> None:
     work()
-
-
-class _Group:
-    """One group of pictures: decoded, swapped a few frames at a time, encoded as it goes."""
-
-    def __init__(self, desk: Desk, unit: Segment, notes: Notes, result: UnitResult) -> None:
-        self.desk, self.unit, self.notes, self.result = desk, unit, notes, result
-        self.table, self.way = desk.tables.table(unit.table), desk.tables.way(unit.way)
-        self.playhead = desk.playhead(unit.row, self.table)
-        self.source = dict(unit.source)
-        self.state: list[int] = []
-        self.reasons: dict[int, tuple[str, str]] = {}
-
-    def encode(self, start: int, stop: int) -> Outputs:
-        """Writes `segment` (bytes), `state` (n,) and `reasons` (JSON: frame in the group -> stage, reason), all uint8."""
-        steady = self.desk.steady(self.unit.way, self.way)
-        self.known = steady.group(start, stop, lambda first, last: self._watched(self.playhead.frames(first, last)))
-        for node, (count, seconds) in steady.spent.items():
-            self.result.add(node, count, seconds)
-        data = encode_group(self.table, start, self._frames(start, stop), self.desk.recipe.configs.output)
-        return {
-            "segment": np.frombuffer(data, np.uint8),
-            "state": np.array(self.state, np.uint8),
-            "reasons": np.frombuffer(json.dumps({str(frame - start): reason for frame, reason in self.reasons.items()}).encode(), np.uint8),
-        }
-
-    def _watched(self, frames: Iterable[PlanarFrame]) -> Iterator[PlanarFrame]:
-        for frame in frames:
-            self.notes.within(len(self.state) / self.unit.frames)
-            yield frame
-
-    def _frames(self, start: int, stop: int) -> Iterator[PlanarFrame]:
-        size = self.desk.chunk
-        for first in range(start, stop, size):
-            yield from self._swapped(first, min(first + size, stop))
-
-    def _swapped(self, start: int, stop: int) -> Iterator[PlanarFrame]:
-        """Frames of one chunk, swapped where that works."""
-        row, plan = self.unit.row, self.desk.recipe
-        stills = [Still(row.video, planes) for planes in self._watched(self.playhead.frames(start, stop))]
-        items, given = self._items(stills, start)
-        swapped = self._run(items, given, stills, start) if items else {}
-        for frame, still in enumerate(stills, start):
-            if frame not in items:
-                self.state.append(PASSED)
-                yield still.planes
-            elif isinstance(outcome := swapped[frame], tuple):
-                self.state.append(FAILED)
-                self.reasons[frame] = outcome
-                yield still.planes
-            else:
-                self.state.append(SWAPPED)
-                crop_to_frame = self.way.crops.crop_to_frame(frame, plan.graph.configs["align"].side)
-                yield put_back(still, outcome["inpainted"], outcome["mask"], crop_to_frame, plan.configs.paste)
-
-    def _items(self, stills: Sequence[Still], start: int) -> tuple[dict[int, Item], dict[str, Outputs]]:
-        """Frames with the face as items of the graph; what is known of them without it, by key."""
-        recipe = self.desk.recipe
-        items: dict[int, Item] = {}
-        given: dict[str, Outputs] = {}
-        for frame, still in enumerate(stills, start):
-            if frame in self.known:
-                crop = aligned(still.rgb, self.way.crops, frame, recipe.graph.configs["align"].side)
-                known = {"align": crop, **self.known[frame]}
-                items[frame] = recipe.item(self.unit.row, frame, self.table.frame_id(frame), _digests(known))
-                works = recipe.graph.works(items[frame])
-                given |= {works[node, "target"].key: outputs for node, outputs in known.items()}
-        return items, given
-
-    def _run(
-        self, items: Mapping[int, Item], given: Mapping[str, Outputs], stills: Sequence[Still], start: int
-    ) -> dict[int, Outputs | tuple[str, str]]:
-        """Frame -> what the last stage made of it, or stage and reason of its failure."""
-        desk, worker = self.desk, self.desk.worker
-        made: dict[str, Outputs] = {}
-        worker.opened = {item.images["target"].sha256: stills[frame - start] for frame, item in items.items()}
-        worker.given, worker.sink = given, made.__setitem__
-        done, share = len(self.state) / self.unit.frames, len(stills) / self.unit.frames
-        worker.notify = lambda part: self.notes.within(done + share * part)
-        # What is found damaged of the source's side is made again, and published whatever the retention.
-        job = ChunkJob(start, list(items.values()), self._known(list(items.values())), shared=frozenset(self.source))
-        try:
-            chunk = run_chunk(worker, job, _plainly)
-        finally:
-            worker.opened, worker.given = {}, {}
-        again = {artifact.key: artifact for artifact in chunk.artifacts if artifact.key in self.source}
-        self.source |= again
-        self.result.artifacts += again.values()
-        self.result.take(chunk)
-        passing = chunk.failed.keys() - {artifact.key for artifact in (*chunk.artifacts, *job.known.values()) if artifact.failed}
-        if passing:
-            raise PassingError(chunk.failed[min(passing)][1])
-        found: dict[int, Outputs | tuple[str, str]] = {}
-        for (frame, item), outcome in zip(items.items(), chunk.outcomes, strict=True):
-            key = desk.recipe.graph.works(item)[FRAME_RESULT[0], ""].key
-            if key in made:
-                found[frame] = made[key]
-            elif outcome.artifact:
-                found[frame] = {name: desk.store.read(outcome.artifact, name) for name in ("inpainted", "mask")}
-            else:
-                found[frame] = outcome.stage, outcome.reason
-        return found
-
-    def _known(self, items: Sequence[Item]) -> dict[str, Artifact]:
-        if self.desk.worker.keep != "all":
-            return self.source
-        keys = {work.key for item in items for work in self.desk.recipe.graph.works(item).values()}
-        self.notes.uses(keys)
-        return self.source | self.desk.store.lookup(keys)

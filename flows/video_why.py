@@ -16,6 +16,7 @@ _READS: Final = {
     "probe": ("video",),
     "detect": ("video",),
     "track": ("video", "person"),
+    "tuning": ("source", "video", "person"),
     "segment": ("source", "video", "person"),
     "join": ("source", "video", "person"),
 }
@@ -25,8 +26,9 @@ _ABOVE: Final = {
     "probe": (),
     "detect": ("probe",),
     "track": ("probe", "detect"),
-    "segment": ("probe", "detect", "track"),
-    "join": ("probe", "detect", "track", "segment"),
+    "tuning": ("probe", "detect", "track"),
+    "segment": ("probe", "detect", "track", "tuning"),
+    "join": ("probe", "detect", "track", "tuning", "segment"),
 }
 """Pass -> the passes whose results it reads, and those that these read."""
 
@@ -91,12 +93,18 @@ class _Explained:
                     self._note(f"{work.node} (source)", self._why_source(row, work))
             last = [*(["source"] if works else []), *left]  # what is joined waits for the last of them
             self._note("join", self._why("join", row, "", last[-1] if last else ""))
-        order = ["probe", *(f"{node.name} (source)" for node in self._plan.graph.nodes), "detect", "track", "segment", "join"]
+        order = ["probe", *(f"{node.name} (source)" for node in self._plan.graph.nodes), "detect", "track", "tuning", "segment", "join"]
         return sorted(self._found.values(), key=lambda reason: order.index(reason.node))
 
     def _left(self, stand: Stand) -> dict[str, list[str] | None]:
         """Pass -> keys of what is to be made; None where they are not known yet. Passes that are finished are left out."""
-        keys = {"probe": [stand.probe], "detect": stand.detect, "track": [stand.track] if stand.track else None, "segment": stand.segments}
+        keys: dict[str, list[str] | None] = {
+            "probe": [stand.probe],
+            "detect": stand.detect,
+            "track": None if stand.track is None else [stand.track],
+            "tuning": [] if "tuning" not in self._plan.prints else None if stand.tuning is None else [stand.tuning] if stand.tuning else [],
+            "segment": stand.segments,
+        }
         left = {name: None if of is None else [key for key in of if not self._survey.is_there(key)] for name, of in keys.items()}
         return {name: of for name, of in left.items() if of is None or of}
 

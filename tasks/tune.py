@@ -59,6 +59,17 @@ class TuneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """Of a video, whose generator is tuned once."""
+
+    frames: int = 8  # driven frames that it is tuned to, spread over the video; each gets `tune.steps` updates
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ValueError(f"frames must be at least 1, got {self.frames}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneRGIConfig(TuneConfig):
     first_side: int = 128  # px; below, the published generator's weights are 2.4 million numbers a layer
     last_side: int = 256

@@ -22,6 +22,7 @@ from tasks.planes import PlanarFrame, paste_patch
 from tasks.stage import Array, Float32, ItemError, Outputs, UInt8
 from tasks.track import (
     BRIDGED,
+    DETECTED,
     NONE,
     Bool,
     Crops,
@@ -223,6 +224,13 @@ def reference_identity(network: IdNetwork, detector: FaceDetector, rgb: UInt8, m
 
 def _direction(feature: Array) -> Float32:
     return np.asarray(feature / max(float(np.linalg.norm(feature)), 1e-12), np.float32)
+
+
+def spread_frames(way: Way, count: int) -> list[int]:
+    """At most `count` frames in which the face was found, spread evenly over all that have it."""
+    found = np.flatnonzero(way.state == DETECTED)
+    places = (np.arange(min(count, len(found))) + 0.5) * len(found) / max(min(count, len(found)), 1)
+    return [int(frame) for frame in found[places.astype(int)]]
 
 
 def put_back(still: Still, face: UInt8, mask: UInt8, crop_to_frame: Matrix, config: PasteConfig) -> PlanarFrame:

@@ -24,7 +24,7 @@ print({pool["num_threads"] for pool in pools}, torch.get_num_threads())
 
 @pytest.mark.parametrize(("wanted", "inherited"), [("1", "2"), ("2", "1")])
 def test_every_computing_library_gets_the_threads_that_bytes_are_promised_for(wanted: str, inherited: str) -> None:
-    variables = {name: inherited for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}  # as a Dask nanny or the user may set them
+    variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), inherited)  # as a Dask nanny or the user may set them
     command = [sys.executable, "-c", POOLS, wanted]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
     assert done.stdout.strip() == f"{{{wanted}}} {wanted}", done.stderr[-2000:]

@@ -35,7 +35,8 @@ from flows.status import print_status
 from flows.video_cluster import make_video_kit
 from flows.video_engine import execute_videos
 from flows.video_plan import VideoRequest, make_video_plan
-from flows.video_units import Desk, Detecting, Probing, Segment, SourceSide, Tables, Tracking, Unit, UnitResult, outcome_of
+from flows.video_segments import Segment
+from flows.video_units import Desk, Detecting, Probing, SourceSide, Tables, Tracking, Unit, UnitResult, outcome_of
 from storage.codec import encode_png
 from storage.run import RunError, RunFolder
 from storage.store import Artifact, Damaged, Store, StoreError
@@ -227,7 +228,7 @@ def test_a_program_error_leaves_the_video_and_is_seen_by_the_task(
             seen.append(f"{name} of {part}: {type(error).__name__}")
             raise
 
-    monkeypatch.setattr("flows.video_units.encode_group", fail)
+    monkeypatch.setattr("flows.video_segments.encode_group", fail)
     plan = make_video_plan(request(films / "videos.csv", run))
     summary = execute_videos(plan, call=call)
     plan.close()
