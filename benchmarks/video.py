@@ -3,8 +3,8 @@
 memory: the flow on a short and on a ten times longer video, each in a process of its own, at 256 px, with the swap itself replaced by
 identity (`benchmarks.pass_through`): decoding, detection, tracking, pasting, encoding, storing and joining are real.
 overhead: the flow on a video, planning included, over the sum of its stages' own times, taken in a plain loop that calls them. Warm
-models, the same threads, one frame at a time; the bytes of both outputs are compared. Meshes, labels and colours are not smoothed over time here, as they
-look at other frames.
+models, the same threads, one frame at a time; the bytes of both outputs are compared. Meshes, labels and colours are not smoothed over time
+here, as they look at other frames.
 jitter: landmarks of the output over those of the input on a synthetic clip, found anew in both, with smoothing off and on.
 parallel: the same clip with one and with two worker processes (`--dask local:N`), one thread each, groups of 48 frames: how much faster two
 are from the first step to the end of the run, and what the processes did in that time. The bytes of both outputs are compared.
