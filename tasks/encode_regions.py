@@ -13,7 +13,7 @@ import numpy as np
 from e4s_models.checks import check_shape
 from tasks.encode import GENERATOR_WEIGHTS, SIDE
 from tasks.face_network import to_labels, to_tensor
-from tasks.stage import Inputs, Outputs, Stage, each
+from tasks.stage import Inputs, ItemError, Outputs, Stage, each
 
 if TYPE_CHECKING:
     from e4s_models.code_encoder import CodeEncoder
@@ -51,7 +51,8 @@ class Networks:
 def encode(networks: Networks, config: EncoderConfig, inputs: Inputs) -> Outputs:
     """Reads `face` (H, H, 3) uint8 RGB, aligned, and its `labels` (H, H) uint8 region ids.
 
-    Writes `codes` (12, 23, 512) float16 and `to_canvas` (3, 3) float64, px of the face -> px of the picture made of them.
+    Writes `codes` (12, 23, 512) float16 and `to_canvas` (3, 3) float64, px of the face -> px of the picture made of them. Raises ItemError
+    for a face smaller than the encoder's.
     """
     import torch
 
@@ -61,6 +62,8 @@ def encode(networks: Networks, config: EncoderConfig, inputs: Inputs) -> Outputs
     from e4s_models.preview_head import preview
 
     side = check_shape(inputs["face"], "H H 3")["H"]
+    if side < networks.encoder.side:
+        raise ItemError(f"the aligned face has {side} px, the encoder needs {networks.encoder.side}: raise align.side")
     with torch.inference_mode(False), torch.no_grad():  # refining needs gradients
         face = to_tensor(inputs["face"], networks.encoder)
         regions = to_labels(inputs["labels"], networks.encoder)

@@ -13,7 +13,7 @@ from flows.synth import person_w, picture
 from tasks.encode_regions import STAGE, EncoderConfig
 from tasks.graph import UsageError, make_config
 from tasks.parse import parse_labels
-from tasks.stage import Array, Inputs, Outputs
+from tasks.stage import Array, Inputs, ItemError, Outputs
 from tasks.swap_codes import generate, regions_in_picture
 
 
@@ -61,6 +61,14 @@ def test_a_small_crop_lies_on_the_whole_canvas(person: Inputs) -> None:
     result = encode(small, 0)
     corners = np.array([[-0.5, -0.5, 1], [255.5, 255.5, 1]]) @ result["to_canvas"].T
     assert np.allclose(corners[:, :2], [[-0.5, -0.5], [1023.5, 1023.5]])
+
+
+def test_a_face_smaller_than_the_encoders_is_an_items_failure(person: Inputs) -> None:
+    small = {name: value[::8, ::8] for name, value in person.items()}
+    config = EncoderConfig(steps=0)
+    (result,) = STAGE.run(STAGE.load(config, "cpu"), config, [small])
+    assert isinstance(result, ItemError)
+    assert str(result) == "the aligned face has 128 px, the encoder needs 256: raise align.side"
 
 
 def test_weights_follow_from_the_steps() -> None:
