@@ -34,7 +34,7 @@ demo: weights
 	@echo "open $(DEMO)/report/index.html and $(DEMO)/composite/report/index.html"
 
 test: weights
-	@$(BIN)/e4s models pull realesrgan_param realesrgan_bin dlib_face_id sface
+	@$(BIN)/e4s models pull realesrgan_param realesrgan_bin dlib_face_id sface head_pose_6drepnet
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What takes minutes each: a scheduled report as its page is typed, the paper profile at 1024 px, soaks.

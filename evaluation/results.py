@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evaluation.metrics import Measured
+from storage.parquet import read_parquet
 from storage.run import RunError
 from storage.store import write_atomic
 
@@ -90,7 +91,7 @@ def read(folder: Path) -> Evaluation:
     path = folder / METRICS_FILE
     try:
         found = json.loads(path.read_bytes())
-        table = pq.read_table(io.BytesIO((folder / PAIRS_FILE).read_bytes()))
+        table = read_parquet((folder / PAIRS_FILE).read_bytes())
         lines = [
             MetricLine(
                 measured=Measured(**line["measured"]),

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.parquet import read_parquet
 from storage.store import write_atomic
 from tasks.frame import hash_file, probe
 from tasks.graph import Image
@@ -96,7 +97,7 @@ def _seen(path: str) -> Seen | None:
 
 def _read(file: Path) -> dict[str, tuple[Seen, str, int]]:
     try:
-        table = pq.read_table(io.BytesIO(file.read_bytes()), schema=_SCHEMA)
+        table = read_parquet(file.read_bytes(), _SCHEMA)
     except (OSError, pa.ArrowException):
         return {}
     paths, *seen, sha256s, pixels = (column.to_pylist() for column in table.columns)

@@ -6,13 +6,11 @@ So they are known as far as those artifacts are there.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
+from storage.parquet import open_parquet
 from storage.store import Artifact, Damaged
 from tasks.graph import Item, Ref, Work, needed
 from tasks.runner import failure
@@ -99,7 +97,7 @@ class Survey:
     def _frames(self, row: VideoRow) -> int | None:
         """How many frames the video has: by its frame table, or by the row that the run before left of the same video."""
         if made := self._read(self.stands[row.id].probe):
-            return int(pq.read_metadata(io.BytesIO(made["table"].tobytes())).num_rows)
+            return int(open_parquet(made["table"].tobytes()).metadata.num_rows)
         before, prints = self._plan.before.get(row.id), self._plan.previous.get("videos", {}).get("prints", {})
         same = before and before.video_sha256 == row.video_sha256 and prints.get("probe") == self._plan.prints["probe"]
         return before.frames if before and same and before.frames else None

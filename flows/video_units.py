@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from e4s_models.weights import WeightsError
 from flows.video_plan import Recipe
+from storage.parquet import read_parquet
 from storage.store import Artifact, Damaged, Finished, Store, StoreError
 from storage.video_run import VideoRow
 from tasks.frame import ImageFile, hash_file
@@ -111,7 +112,7 @@ class Tables:
         """Raises Damaged."""
         from tasks.video import FrameTable
 
-        return self._get(artifact, lambda outputs: FrameTable.from_arrow(pq.read_table(io.BytesIO(outputs["table"].tobytes()))))
+        return self._get(artifact, lambda outputs: FrameTable.from_arrow(read_parquet(outputs["table"].tobytes())))
 
     def way(self, artifact: Artifact) -> Way:
         """Raises Damaged."""

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from storage.faults import fault_point
 from storage.files import Entry, Files, StoreError
 from storage.keys import digest_bytes
+from storage.parquet import open_parquet
 
 INDEX_FORMAT = 2  # 1 had neither merged parts nor the kind `pruned`
 CANCELS = ("void", "pruned")
@@ -248,7 +249,7 @@ class Index:
         if digest_bytes(data)[:16] != part.sha256:
             self.damaged[part.name] = part
             return ROW_SCHEMA.empty_table()
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = open_parquet(data)
         form = (file.schema_arrow.metadata or {}).get(_FORMAT_FIELD, b"1")
         if not form.isdigit() or int(form) > INDEX_FORMAT:
             raise self._too_new(part.name)

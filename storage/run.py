@@ -22,6 +22,7 @@ from typing import IO, Any, Generic, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.parquet import open_parquet, read_parquet
 from storage.store import write_atomic
 
 MANIFEST_SCHEMA = pa.schema(
@@ -158,8 +159,8 @@ class RunFiles(Generic[AnyRow]):
             return []
         try:
             data = self.manifest.read_bytes()
-            names = set(pq.read_schema(io.BytesIO(data)).names)
-            table = pq.read_table(io.BytesIO(data), schema=self.schema)
+            names = set(open_parquet(data).schema_arrow.names)
+            table = read_parquet(data, self.schema)
         except (pa.ArrowException, OSError) as error:
             raise DamagedFile(f"{self.manifest}: the manifest cannot be read ({error}); repeat the run's command: it is rebuilt") from None
         if missing := {column.name for column in fields(self.row) if column.default is MISSING} - names:

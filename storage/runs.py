@@ -36,6 +36,7 @@ import pyarrow.parquet as pq
 
 from storage.files import Entry, Files, StoreError, write_atomic
 from storage.keys import digest_bytes
+from storage.parquet import read_parquet
 
 LEASE_SECONDS = 120.0  # after this long without a sign of life a lease held on another machine no longer counts
 ID_FILE = ".run-id"  # in the run folder: its name in every store, wherever it is moved to
@@ -225,7 +226,7 @@ class Runs:
         except FileNotFoundError:
             return None
         whole = digest_bytes(data)[:16] == Path(run.keys_file).stem.removeprefix("keys-")
-        return pq.read_table(io.BytesIO(data))["key"] if whole else None
+        return read_parquet(data)["key"] if whole else None
 
     def _wait_for_prunes(self) -> None:
         told = False

@@ -30,6 +30,7 @@ from storage.faults import fault_point
 from storage.files import Files, StoreError, write_atomic
 from storage.index import Index
 from storage.keys import digest_bytes
+from storage.parquet import read_parquet
 from storage.runs import Lease, Runs
 
 __all__ = ["Artifact", "Damaged", "Finished", "Found", "Payload", "Store", "StoreError", "write_atomic"]
@@ -171,7 +172,7 @@ class Store:
             data = self._bytes(artifact, payload)
             if digest_bytes(data) != Path(payload.file).stem:
                 raise CodecError("its bytes do not match its name")
-            shard = pq.read_table(io.BytesIO(data), schema=ARRAY_SCHEMA)
+            shard = read_parquet(data, ARRAY_SCHEMA)
             with self._shards_lock:
                 # A shard holds a chunk's arrays: a few chunks back is enough.
                 if len(self._shards) >= 64 or sum(kept.nbytes for kept in self._shards.values()) > SHARD_BYTES:

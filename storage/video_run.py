@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.parquet import read_parquet
 from storage.run import BaseRow, DamagedFile, RunFiles, RunFolder
 from storage.store import write_atomic
 
@@ -115,7 +116,7 @@ class VideoRunFolder(RunFiles[VideoRow]):
         if not file.exists():
             return FRAME_SCHEMA.empty_table()
         try:
-            return pq.read_table(io.BytesIO(file.read_bytes()), schema=FRAME_SCHEMA)
+            return read_parquet(file.read_bytes(), FRAME_SCHEMA)
         except (pa.ArrowException, OSError) as error:
             raise DamagedFile(f"{file}: cannot be read ({error}); repeat the run's command: it is written again") from None
 

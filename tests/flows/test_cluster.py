@@ -216,7 +216,7 @@ def test_a_scheduler_that_comes_back_costs_nothing_that_is_finished(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flows.cluster.LOSSES", 1)  # a lost scheduler is no lost worker
+    monkeypatch.setattr("flows.workers.LOSSES", 1)  # a lost scheduler is no lost worker
     first, _ = fragile.ready("before")
     restarted = []
 
@@ -276,8 +276,9 @@ def test_workers_leave_what_a_killed_command_wanted(
     cluster: Processes, inputs: tuple[str, str], alone: tuple[dict[str, str], Summary], tmp_path: Path
 ) -> None:
     wanted = request(inputs, tmp_path, dask=cluster.address, chunk=PAIRS, changes=["swap.seconds=0.4"])
-    code = "import pickle, sys; from tests.flows.test_cluster import carry_out; carry_out(pickle.loads(bytes.fromhex(sys.argv[1])))"
-    command = subprocess.Popen([sys.executable, "-c", code, pickle.dumps(wanted).hex()], cwd=ROOT)
+    code = "import pickle, sys; from test_cluster import carry_out; carry_out(pickle.loads(bytes.fromhex(sys.argv[1])))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent)))}
+    command = subprocess.Popen([sys.executable, "-c", code, pickle.dumps(wanted).hex()], cwd=ROOT, env=environment)
     try:
         deadline = time.monotonic() + 60
         while not any(event.get("stage") == "swap" for event in RunFolder(tmp_path).read_log()) and time.monotonic() < deadline:
