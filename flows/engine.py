@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import tee, zip_longest
@@ -166,23 +166,24 @@ def require_weights(names: Iterable[str]) -> None:
 def execute(plan: Plan, progress: Progress, call: StageCall = direct_call) -> Summary:
     """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
 
-    `call(chunk, node, work)` runs one stage on one chunk. Raises WeightsError before anything is done; UsageError, StoreError, DiskFull and
+    `call(chunk, node, work)` runs one stage on one chunk. Raises WeightsError, and UsageError for a cluster that is not there, before
+    anything is done; UsageError, StoreError, DiskFull and
     KeyboardInterrupt after the manifest was written.
     """
     check_weights(plan)
     summary = Summary(0, 0, 0)
     folder = plan.folder
-    record(plan)
     progress = Logged(progress, folder)
-    progress.begin(plan)
-    try:
-        if plan.todo:
-            with closing(make_executor(plan, progress, call)) as executor:
+    with closing(make_executor(plan, progress, call)) if plan.todo else nullcontext() as executor:
+        record(plan)
+        progress.begin(plan)
+        try:
+            if executor:
                 _work_through(plan, progress, executor, summary)
-        fault_point("before-manifest")
-    finally:
-        progress.end()
-        folder.write_rows(plan.rows.values())
+            fault_point("before-manifest")
+        finally:
+            progress.end()
+            folder.write_rows(plan.rows.values())
     count = [row.status for row in plan.rows.values()].count
     summary.done, summary.failed, summary.left = count("done"), count("failed"), count("left")
     folder.append_log("end", done=summary.done, failed=summary.failed, left=summary.left)

@@ -79,7 +79,7 @@ def _read_pairs(path: Path, source_face: int, target_face: int) -> list[PairRow]
         raise UsageError(f"{path}: the manifest has no rows")
     missing = [name for name in ("source", "target") if name not in first]
     if missing:
-        raise UsageError(f"{path}: the manifest has no column {' and no column '.join(missing)} (it has {', '.join(first)})")
+        raise UsageError(f"{path}: the manifest has no column {' and no column '.join(missing)} (it has {', '.join(first) or 'none'})")
     read = _Cells(path.parent, source_face, target_face)
     pairs: dict[str, PairRow] = {}
     for number, row in enumerate(chain((first,), rows)):

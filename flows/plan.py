@@ -177,7 +177,7 @@ class BaseRequest:
             raise UsageError(f"--retry {unknown.pop()!r}: choose failed or quarantined")
         if self.dask and not self.remote and self.processes < 1:
             raise UsageError(
-                f"--dask {self.dask!r}: give tcp://HOST:PORT of a running scheduler, or local:N for N processes on this machine"
+                f"--dask {self.dask!r}: give tcp://HOST:PORT of a running scheduler, or local:N for N processes here, N at least 1"
             )
 
     @property
@@ -327,8 +327,6 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
     todo = [item for item in items if not finds.finished(rows[item.id], known)]
     todo = _to_try(request, graph, store, attempts, rows, todo, known, dry)
     attempts.unreadable(unreadable)
-    if not dry:
-        remove_stale(folder, before.values(), rows, store)
     done = sum(row.status == "done" for row in rows.values())
     seconds = time.perf_counter() - began
     gone = {key: "damaged" if kind == "void" else kind for key, kind in looked_up.cancelled.items()}
@@ -499,10 +497,12 @@ def _to_try(
 def remove_stale(folder: RunFiles[AnyRow], before: Iterable[AnyRow], rows: Mapping[str, BaseRow], store: Store | None) -> None:
     """Take outputs away that an earlier manifest lists and this one does not hold as done: made with other inputs or settings.
 
-    Nothing finished is lost by it: an output whose result `store` still holds is removed, any other is moved to RUN/replaced. Where the
-    store holds results in parts only (videos) it is None. What is to be made again under the same key was damaged, and goes.
+    To be called when the run is about to begin, so that nothing goes for a command that cannot. Nothing finished is lost by it: an output
+    whose result `store` still holds is removed, any other is moved to RUN/replaced. Where the store holds results in parts only (videos)
+    it is None. What is to be made again under the same key was damaged, and goes. Where an input cannot be read now, its output stays.
     """
     kept = {row.output for row in rows.values() if row.status == "done"}
+    kept |= {row.output for row in before if row.id in rows and rows[row.id].stage == "input"}  # maybe its file is away for a moment
     stale = [row for row in before if row.output and row.output not in kept and (folder.path / row.output).exists()]
     again = {row.id for row in stale if row.id in rows and rows[row.id].key == row.key}
     found = store.lookup({row.key for row in stale if row.id not in again}) if store and stale else {}

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -50,7 +50,7 @@ from tasks.graph import UsageError
 from tasks.runner import DiskFull, failure
 from tasks.stage import Array
 from tasks.video_pass import ID_NETWORK, Way, detect_ranges, time_of
-from tasks.video_write import chunk_ranges, join, remux
+from tasks.video_write import check_encoder, chunk_ranges, join, remux
 
 if TYPE_CHECKING:
     from tasks.video import FrameTable
@@ -76,33 +76,36 @@ class StepFailed(Exception):
 def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total: None, call: VideoCall = direct_call) -> Summary:
     """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
 
-    Raises WeightsError before anything is done; UsageError, StoreError, DiskFull and KeyboardInterrupt after the manifest was written.
+    Raises WeightsError, and UsageError for settings of the output that no encoder takes or a cluster that is not there, before anything is
+    done; UsageError, StoreError, DiskFull and KeyboardInterrupt after the manifest was written.
     """
     if plan.todo and not plan.request.remote:
         require_weights([*plan.graph.weights(), ID_NETWORK])
+    if plan.todo:
+        check_encoder(plan.configs.output)
     summary, folder = Summary(0, 0, 0), plan.folder
-    plan.record()
-    failed_before = sum(row.status == "failed" for row in plan.rows.values())
-    folder.append_log(
-        "begin",
-        items=len(plan.rows),
-        todo=len(plan.todo),
-        done=plan.done_before,
-        failed=failed_before,
-        chunk=1,
-        planning_seconds=round(plan.seconds, 3),
-    )
-    try:
-        if plan.todo:
-            work = _Work(plan, frames, summary)
-            with closing(make_hands(plan, work.tables, call, work)) as hands:
+    work = _Work(plan, frames, summary)
+    with closing(make_hands(plan, work.tables, call, work)) if plan.todo else nullcontext() as hands:
+        plan.record()
+        failed_before = sum(row.status == "failed" for row in plan.rows.values())
+        folder.append_log(
+            "begin",
+            items=len(plan.rows),
+            todo=len(plan.todo),
+            done=plan.done_before,
+            failed=failed_before,
+            chunk=1,
+            planning_seconds=round(plan.seconds, 3),
+        )
+        try:
+            if hands:
                 work.through(hands)
-        fault_point("before-manifest")
-    except OSError as error:
-        raise_if_full(error, plan.store.url)
-        raise
-    finally:
-        folder.write_rows(plan.rows.values())
+            fault_point("before-manifest")
+        except OSError as error:
+            raise_if_full(error, plan.store.url)
+            raise
+        finally:
+            folder.write_rows(plan.rows.values())
     counted = [row.status for row in plan.rows.values()].count
     summary.done, summary.failed, summary.left = counted("done"), counted("failed"), counted("left")
     folder.append_log("end", done=summary.done, failed=summary.failed, left=summary.left)

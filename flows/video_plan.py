@@ -176,7 +176,8 @@ class VideoPlan(Recipe):
         }
 
     def record(self) -> None:
-        """Write the run's settings and rows as they stand."""
+        """Write the run's settings and rows as they stand, and take away outputs that are none of theirs."""
+        remove_stale(self.folder, self.before.values(), self.rows, None)
         self.folder.write_settings(self.describe())
         self.folder.write_rows(self.rows.values())
 
@@ -272,8 +273,6 @@ def make_video_plan(request: VideoRequest, *, dry: bool = False) -> VideoPlan:
         _identify(plan)
         _sort_out(plan, before)
         known = set_known_failures_aside(plan)
-        if not dry:
-            remove_stale(folder, before.values(), rows, None)
         if plan.todo and not dry:
             plan.lease = store.register(folder.path, (row.key for row in rows.values() if row.key), unfolding=True)
             store.runs.extend(folder.path, known)
@@ -390,7 +389,7 @@ def _read_manifest(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"{path}: the manifest cannot be read ({error})") from None
     missing = [name for name in ("source", "video") if name not in names]
     if missing:
-        raise UsageError(f"{path}: the manifest has no column {' and no column '.join(missing)} (it has {', '.join(names)})")
+        raise UsageError(f"{path}: the manifest has no column {' and no column '.join(missing)} (it has {', '.join(names) or 'none'})")
     if not rows:
         raise UsageError(f"{path}: the manifest has no rows")
     return rows

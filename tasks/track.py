@@ -69,7 +69,7 @@ class SmoothConfig:
             min(self.centre, self.axes, self.landmarks, self.mesh, self.mask, self.light) < 0
             or min(self.tolerance, self.axes_tolerance, self.farthest, self.axes_farthest) <= 0
         ):
-            raise ValueError("standard deviations must not be negative, tolerances and farthest must be above 0")
+            raise ValueError(f"standard deviations must be at least 0, tolerances and farthest above 0, got {self}")
 
     @property
     def overlap(self) -> int:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from storage.faults import fault_point
+from tasks.graph import UsageError
 from tasks.planes import PlanarFrame, padded, pixel_format
 from tasks.stage import ItemError
 from tasks.video import FrameTable, open_video
@@ -63,12 +64,44 @@ class EncodeConfig:
             raise ValueError(f"container must be auto, mp4 or mkv, got {self.container}")
 
 
+_NO_ENCODER: Final = "there is no video encoder {} here; choose libx264, libx265, libsvtav1, libvpx-vp9 or ffv1"
+_WORST: Final = {"libx264": 51, "libx265": 51}  # constant rate factors
+
+
 def chunk_ranges(frames: int, chunk: int, config: EncodeConfig) -> list[tuple[int, int]]:
     """Frame ranges [start, stop) of chunks of about `chunk` frames: whole groups of pictures, at least one."""
     if chunk < 1:
         raise ValueError(f"a chunk must have at least 1 frame, got {chunk}")
     size = -(-chunk // config.gop) * config.gop
     return [(start, min(start + size, frames)) for start in range(0, frames, size)]
+
+
+def check_encoder(config: EncodeConfig) -> None:
+    """Open the encoder as for a small picture. Raises UsageError if there is none of that name or it does not take the settings."""
+    import av
+
+    try:
+        codec = av.Codec(config.codec, "w")
+    except ValueError:
+        codec = None
+    if codec is None or codec.type != "video":
+        raise UsageError(f"output.codec: {_NO_ENCODER.format(config.codec)}")
+    worst = _WORST.get(config.codec, 63)
+    if config.quality > worst:
+        raise UsageError(f"output.quality must be 0 to {worst} for {config.codec}, got {config.quality}")
+    wanted, offered = config.pixel_format, [each.name for each in codec.video_formats or ()]
+    if wanted == "same":
+        wanted = offered[0] if offered else "yuv420p"
+    elif offered and wanted not in offered:
+        raise UsageError(f"output.pixel_format: {config.codec} does not take {wanted}; choose same, {' or '.join(offered[:4])}")
+    context: Any = av.CodecContext.create(codec, "w")
+    context.width = context.height = 64
+    context.pix_fmt, context.time_base, context.options = wanted, Fraction(1, 25), _options(config)
+    try:
+        context.open()
+    except av.error.FFmpegError as error:
+        tried = f"preset {config.preset}, b_frames {config.b_frames}, options {dict(config.options)}"
+        raise UsageError(f"output: {config.codec} does not take these settings ({error.strerror}): {tried}") from None
 
 
 def output_container(table: FrameTable, config: EncodeConfig | None) -> Container:
@@ -381,7 +414,7 @@ def _codec_name(encoder: str) -> str:
     try:
         return str(av.Codec(encoder, "w").canonical_name)
     except ValueError:
-        raise ItemError(f"there is no video encoder {encoder} here: choose libx264, libx265, libsvtav1, libvpx-vp9 or ffv1.") from None
+        raise ItemError(f"{_NO_ENCODER.format(encoder)}.") from None
 
 
 def _target(frame: PlanarFrame, config: EncodeConfig) -> str:

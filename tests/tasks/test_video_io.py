@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,10 +18,11 @@ import pytest
 from video_clips import MS, frame_times, make_video, packets
 
 import tasks.video
+from tasks.graph import UsageError
 from tasks.planes import PlanarFrame, paste_patch
 from tasks.stage import ItemError, PassingError
 from tasks.video import FrameTable, ProbeConfig, probe, read_frames, repair_times, table_digest
-from tasks.video_write import EncodeConfig, chunk_ranges, encode_chunk, encode_group, join, output_container, remux
+from tasks.video_write import EncodeConfig, check_encoder, chunk_ranges, encode_chunk, encode_group, join, output_container, remux
 
 EXACT = EncodeConfig(codec="ffv1", pixel_format="same", gop=5)
 BROWSER = EncodeConfig(gop=5, preset="veryfast")
@@ -455,3 +457,20 @@ def test_a_kill_before_publishing_leaves_the_old_file(tmp_path: Path) -> None:
         assert out.read_bytes() == b"old"
     subprocess.run([sys.executable, "-c", code, str(clip), str(out)], check=True)
     assert len(probe(str(out))) == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"codec": "h999"}, "output.codec: there is no video encoder h999 here; choose libx264"),
+        ({"codec": "aac"}, "output.codec: there is no video encoder aac here"),
+        ({"quality": 60}, "output.quality must be 0 to 51 for libx264, got 60"),
+        ({"pixel_format": "nonsense"}, "output.pixel_format: libx264 does not take nonsense; choose same, yuv420p"),
+        ({"preset": "warp"}, "output: libx264 does not take these settings .* preset warp"),
+    ],
+)
+def test_settings_that_no_encoder_takes_are_said_before_any_work(settings: dict[str, Any], sentence: str) -> None:
+    check_encoder(EncodeConfig())
+    check_encoder(EncodeConfig(codec="ffv1", pixel_format="same"))
+    with pytest.raises(UsageError, match=sentence):
+        check_encoder(EncodeConfig(**settings))
