@@ -378,7 +378,8 @@ def open_store(folder: RunFiles[Any], url: str) -> Store:
 
 
 def record(plan: Plan) -> None:
-    """Write the run's settings and rows as they stand."""
+    """Write the run's settings and rows as they stand, and take away outputs that are none of theirs."""
+    remove_stale(plan.folder, plan.before.values(), plan.rows, plan.store)
     plan.folder.write_settings(describe(plan))
     plan.folder.write_rows(plan.rows.values())
 

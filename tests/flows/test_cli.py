@@ -386,6 +386,25 @@ def test_an_output_that_no_longer_stands_for_its_row_is_never_lost(people: list[
     assert moved.read_bytes() == results["b"]
 
 
+def test_a_command_that_cannot_begin_leaves_the_outputs(people: list[Path], tmp_path: Path, capsys: Text) -> None:
+    run, manifest, source = tmp_path / "run", tmp_path / "pairs.csv", tmp_path / "source.png"
+    shutil.copy(people[0], source)
+    write_csv(manifest, [("id", "source", "target"), ("a", source, people[1])])
+    assert pairs(str(manifest), run) == 0
+    result = (run / "outputs/a.png").read_bytes()
+    dead = ("--dask", "tcp://127.0.0.1:9", "--dask-wait", "1")
+    assert pairs(str(manifest), run, "--set", "blend.levels=3", *dead) == 1
+    assert (run / "outputs/a.png").read_bytes() == result
+    assert main(["status", str(run)]) == 0
+    source.rename(tmp_path / "away.png")  # its disk is away for a moment
+    assert pairs(str(manifest), run) == 2
+    assert (run / "outputs/a.png").read_bytes() == result
+    (tmp_path / "away.png").rename(source)
+    assert pairs(str(manifest), run) == 0
+    assert "removed" not in capsys.readouterr().err
+    assert [path.name for path in (run / "outputs").iterdir()] == ["a.png"]
+
+
 def test_files_where_run_folders_are_expected(tmp_path: Path, capsys: Text) -> None:
     (tmp_path / "file").touch()
     for command in ("status", "report"):
