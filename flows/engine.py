@@ -15,13 +15,13 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import tee, zip_longest
-from typing import Protocol
+from typing import Any, Protocol
 
 from e4s_models.weights import WeightsError, remedies, weight_path
 from flows.journal import Logged
 from flows.plan import Plan, export, record
 from storage.faults import fault_point
-from storage.run import Row
+from storage.run import BaseRow, Row, RunFiles
 from storage.store import Artifact, Damaged
 from tasks.runner import Call, ChunkJob, ChunkResult, Worker, run_chunk
 
@@ -56,6 +56,12 @@ class Summary:
     left: int
     computed: dict[str, int] = field(default_factory=dict)  # stage executions by node
     crash: str = ""  # traceback of the last program error
+
+    def conclude(self, folder: RunFiles[Any], rows: Iterable[BaseRow]) -> None:
+        """Count the rows as they are now, and say so in the log."""
+        count = [row.status for row in rows].count
+        self.done, self.failed, self.left = count("done"), count("failed"), count("left")
+        folder.append_log("end", done=self.done, failed=self.failed, left=self.left)
 
     @property
     def exit_code(self) -> int:
@@ -184,9 +190,7 @@ def execute(plan: Plan, progress: Progress, call: StageCall = direct_call) -> Su
         finally:
             progress.end()
             folder.write_rows(plan.rows.values())
-    count = [row.status for row in plan.rows.values()].count
-    summary.done, summary.failed, summary.left = count("done"), count("failed"), count("left")
-    folder.append_log("end", done=summary.done, failed=summary.failed, left=summary.left)
+    summary.conclude(folder, plan.rows.values())
     return summary
 
 

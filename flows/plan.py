@@ -204,8 +204,22 @@ class Request(BaseRequest):
     target_face: int = 0
 
 
+class Holding:
+    """What a plan holds until it is closed: the run folder's lock and the store's lease."""
+
+    lock: IO[bytes] | None
+    lease: Lease | None
+
+    def close(self) -> None:
+        if self.lease:
+            self.lease.close()
+        if self.lock:
+            unlock(self.lock)
+            self.lock = None
+
+
 @dataclass
-class Plan:
+class Plan(Holding):
     """A request against what exists."""
 
     request: Request
@@ -243,13 +257,6 @@ class Plan:
 
     def _keys(self, start: int) -> set[str]:
         return {work.key for item in self.todo[start : start + self.request.chunk] for work in self.graph.works(item).values()}
-
-    def close(self) -> None:
-        if self.lease:
-            self.lease.close()
-        if self.lock:
-            unlock(self.lock)
-            self.lock = None
 
 
 def _short(key: str) -> int:

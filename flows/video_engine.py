@@ -106,9 +106,7 @@ def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total: None, c
             raise
         finally:
             folder.write_rows(plan.rows.values())
-    counted = [row.status for row in plan.rows.values()].count
-    summary.done, summary.failed, summary.left = counted("done"), counted("failed"), counted("left")
-    folder.append_log("end", done=summary.done, failed=summary.failed, left=summary.left)
+    summary.conclude(folder, plan.rows.values())
     return summary
 
 

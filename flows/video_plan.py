@@ -17,11 +17,10 @@ from e4s_models.weights import weight_digest
 from flows.attempts import Attempts
 from flows.inputs import check_id
 from flows.pictures import Pictures
-from flows.plan import PAIR_NODES, BaseRequest, environment, open_store, pick_device, read_previous, remove_stale, stands
+from flows.plan import PAIR_NODES, BaseRequest, Holding, environment, open_store, pick_device, read_previous, remove_stale, stands
 from flows.profiles import make_settings
 from flows.video_survey import set_known_failures_aside
 from storage.keys import digest
-from storage.run import unlock
 from storage.runs import Lease
 from storage.store import Store
 from storage.video_run import KIND, VideoRow, VideoRunFolder
@@ -148,7 +147,7 @@ class Recipe:
 
 
 @dataclass(kw_only=True)
-class VideoPlan(Recipe):
+class VideoPlan(Recipe, Holding):
     """A request against what exists."""
 
     request: VideoRequest
@@ -180,13 +179,6 @@ class VideoPlan(Recipe):
         remove_stale(self.folder, self.before.values(), self.rows, None)
         self.folder.write_settings(self.describe())
         self.folder.write_rows(self.rows.values())
-
-    def close(self) -> None:
-        if self.lease:
-            self.lease.close()
-        if self.lock:
-            unlock(self.lock)
-            self.lock = None
 
 
 def _prints(graph: Graph, configs: Configs) -> dict[str, Any]:

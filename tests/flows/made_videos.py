@@ -76,7 +76,7 @@ def made_run(folder: Path, source: Path, clip: Path, shake: float = 0.0) -> Vide
     )
     failed = VideoRow(id="b", source=str(source), video="gone.mp4", status="failed", stage="input", reason="video: gone.mp4 is not a file")
     run.write_rows([done, failed, VideoRow(id="c", source=str(source), video="later.mp4")])
-    node = {"stage": "align", "backend": "followed", "version": 1, "config": {"side": 256}, "weights": {"dlib_landmarks68": "ab" * 32}}
+    node = {"stage": "align", "backend": "dlib", "version": 1, "config": {"side": 256}, "weights": {"dlib_landmarks68": "ab" * 32}}
     request = {"profile": "fast", "stages": [], "changes": [], "max_pixels": 100_000_000}
     words = dict.fromkeys(("e4s", "python", "platform", "processor", "written"), "1")
     run.write_settings(
