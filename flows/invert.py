@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,15 @@ from e4s_models.warp import resample
 from flows.engine import require_weights, use_threads
 from flows.plan import PAIR_NODES, pick_device
 from flows.profiles import make_settings
+from flows.single import run_node
 from storage.codec import encode_png
+from storage.run import check_writable
 from storage.store import write_atomic
 from tasks.encode import GENERATOR_WEIGHTS
 from tasks.frame import MAX_PIXELS, ImageFile, hash_file, probe
 from tasks.graph import STAGES, Graph, Node, UsageError
 from tasks.runner import cpu_threads
-from tasks.stage import Array, ItemError, UInt8
+from tasks.stage import Array, UInt8
 from tasks.swap_codes import generate, regions_in_picture
 
 if TYPE_CHECKING:
@@ -54,10 +56,13 @@ def invert(
 ) -> dict[str, float]:
     """Write face.png, reconstruction.png, side_by_side.png, codes.npz and metrics.json to the folder `output`; returns the metrics.
 
-    Raises UsageError, WeightsError, or ItemError when the picture cannot be read or shows no face.
+    Raises UsageError, WeightsError, RunError when nothing can be written to `output`, or ItemError when the picture cannot be read or shows
+    no face.
     """
+    check_writable(Path(output), "-o")
     probe(image, max_pixels)
     settings = make_settings(profile, stages, changes, pick_device(device))
+    _check_used([*(("--stage", text) for text in stages), *(("--set", text) for text in changes)])
     elsewhere = {node.name for node in PAIR_NODES} - {node.name for node in NODES} - set(STAGES)  # nodes that a profile may set
     settings = replace(settings, options={name: table for name, table in settings.options.items() if name not in elsewhere})
     graph = Graph(NODES, ("encode_driven", "codes"), settings)
@@ -71,20 +76,32 @@ def invert(
 
     known: dict[str, Any] = {"image": ImageFile(image, hash_file(image)), "face_index": face}
     for node in NODES:  # the metrics need all of them, whatever the encoder reads
-        known |= {f"{node.name}.{name}": value for name, value in _run(graph, node, known).items()}
+        made = run_node(graph, node.name, {read: known[node.wires[read]] for read in graph.reads(node.name)})
+        known |= {f"{node.name}.{name}": value for name, value in made.items()}
     crop, regions, codes, to_canvas = (
         known[name] for name in ("align.face", "parse.regions", "encode_driven.codes", "encode_driven.to_canvas")
     )
-    made = reconstruct(MobileStyleGAN.load(settings.device), codes, regions, to_canvas)
-    metrics = measure(made, crop)
+    again = reconstruct(MobileStyleGAN.load(settings.device), codes, regions, to_canvas)
+    metrics = measure(again, crop)
     folder = Path(output)
-    for name, picture in (("face", crop), ("reconstruction", made), ("side_by_side", np.concatenate([crop, made], axis=1))):
+    for name, picture in (("face", crop), ("reconstruction", again), ("side_by_side", np.concatenate([crop, again], axis=1))):
         write_atomic(folder / f"{name}.png", encode_png(picture))
     stored = io.BytesIO()
     np.savez_compressed(stored, codes=codes, regions=regions, to_canvas=to_canvas)
     write_atomic(folder / "codes.npz", stored.getvalue())
     write_atomic(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     return metrics
+
+
+def _check_used(given: Iterable[tuple[str, str]]) -> None:
+    """Refuse (option, text) that speak of stages which `invert` does not run: a profile may set them, nobody would ask for no effect."""
+    used = {name for node in NODES for name in (node.name, node.stage)}
+    elsewhere = {*STAGES, *(node.name for node in PAIR_NODES)} - used
+    for option, text in given:
+        name = text.partition("=")[0].partition(".")[0]
+        if name in elsewhere:
+            runs = ", ".join(node.stage for node in NODES)
+            raise UsageError(f"{option} {text} has no effect here, since invert runs {runs} only and not {name}; leave it out")
 
 
 def reconstruct(generator: MobileStyleGAN, codes: Array, regions: UInt8, to_canvas: Array) -> UInt8:
@@ -110,15 +127,3 @@ def measure(made: UInt8, face: UInt8) -> dict[str, float]:
     features = [network.features(picture * 2 - 1).numpy() for picture in pair]
     values = {"ssim": ssim(*pair), "psnr": psnr(*pair), "rmse": rmse(*pair), "lpips": lpips(Lpips.load(), *pair)}
     return {name: float(value[0]) for name, value in values.items()} | {"identity_cosine": float(cosines(*features)[0])}
-
-
-def _run(graph: Graph, node: Node, known: Mapping[str, Any]) -> Mapping[str, Array]:
-    import torch
-
-    stage, config = graph.stages[node.name], graph.configs[node.name]
-    model = stage.load(config, graph.device(node.name))
-    with torch.inference_mode():
-        result = stage.run(model, config, [{read: known[node.wires[read]] for read in stage.reads}])[0]
-    if isinstance(result, ItemError):
-        raise ItemError(f"{node.name}: {result}")
-    return result

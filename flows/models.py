@@ -9,20 +9,42 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from e4s_models.added import add, check_request, convert, record, verify_added
+from e4s_models.added import add, added_weight, check_request, convert, record, verify_added
 from e4s_models.published import PUBLISHED, published
 from e4s_models.user_network import ROLES, add_user_network, user_convention, user_network_state
 from e4s_models.weights import DEFAULT_WEIGHTS, WEIGHTS, WeightsError, pull, remedies, verify
+from flows.plan import PAIR_NODES, PAIR_RESULT
+from flows.profiles import make_settings
+from tasks.graph import Graph
 
 
 def print_list() -> int:
-    states = verify()
-    table = Table("name", "state", "MB", "licence", "origin", title="weights (* = used by the default profile)")
+    """Tables of the registered weights, of the authors' networks and of the user's own, those that are not there included."""
+    states, added = verify(), verify_added()
+    weights = Table("name", "state", "MB", "licence", "origin", title="weights (* = used by the default profile)")
     for weight in WEIGHTS.values():
         star = "*" if weight.name in DEFAULT_WEIGHTS else ""
-        table.add_row(weight.name + star, states[weight.name], f"{weight.size / 1e6:.1f}", weight.licence, weight.origin)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        weights.add_row(weight.name + star, states[weight.name], f"{weight.size / 1e6:.1f}", weight.licence, weight.origin)
+    chained = _weights_of("paper")
+    authors = Table(
+        "name", "state", "MB", "file", title="the authors' networks: `e4s models add --from FOLDER` (* = used by --profile paper)"
+    )
+    for name, state in added.items():
+        entry = added_weight(name) if state == "ok" else None
+        size = f"{entry.size / 1e6:.1f}" if entry else ""
+        authors.add_row(name + ("*" if name in chained else ""), state, size, published(name).file)
+    own = Table("role", "state", "meaning", title="your own networks for evaluation: `e4s models add --network ROLE --file FILE`")
+    for role, convention in ROLES.items():
+        own.add_row(role, user_network_state(role), convention.meaning)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in (weights, authors, own):
+        console.print(table)
     return 0
+
+
+def _weights_of(profile: str) -> set[str]:
+    graph = Graph(PAIR_NODES, PAIR_RESULT, make_settings(profile))
+    return {weight for node in graph.nodes for weight in graph.stages[node.name].weights(graph.configs[node.name])}
 
 
 def pull_weights(names: Sequence[str], folder: str) -> int:
@@ -81,26 +103,35 @@ def convert_published(file: str, name: str, output: str) -> int:
 
 
 def verify_weights(names: Sequence[str]) -> int:
-    states = verify(names or None)
+    """Hash weights anew, by default all and everything that was added; 2 if one that is named, or needed by default, is not as declared."""
+    roles = [role for role in ROLES if role in names]
+    states = verify([name for name in names if name not in roles] if names else None)
     for name, state in states.items():
         print(f"{name}{'*' if name in DEFAULT_WEIGHTS else ''}: {state}")
     wanted = names or DEFAULT_WEIGHTS
     bad = [name for name, state in states.items() if state == "damaged" or (name in wanted and state != "ok")]
     if bad:
         print(f"e4s: {', '.join(bad)}: not usable; {remedies(bad)}", file=sys.stderr)
-    if names:
-        return 2 if bad else 0
-    print("(* = needed by the default profile; the others are for options and evaluation)")
-    added = {name: state for name, state in verify_added().items() if state != "absent"}
-    for name, found in added.items():
-        print(f"published {name}: {found}")
-    changed = [name for name, state in added.items() if state == "damaged"]
-    if changed:
-        print(f"e4s: published {', '.join(changed)}: not usable; run `e4s models add --from FOLDER {' '.join(changed)}`", file=sys.stderr)
-    own = {role: user_network_state(role) for role in ROLES}
-    for role, own_state in own.items():
-        if own_state != "absent":
-            print(f"network {role}: {own_state}")
-        if own_state == "damaged":
-            print(f"e4s: network {role}: not usable; run `e4s models add --network {role} --file FILE`", file=sys.stderr)
-    return 2 if bad or changed or "damaged" in own.values() else 0
+    changed = []
+    if not names:
+        print("(* = needed by the default profile; the others are for options and evaluation)")
+        added = {name: state for name, state in verify_added().items() if state != "absent"}
+        for name, found in added.items():
+            print(f"published {name}: {found}")
+        changed = [name for name, state in added.items() if state == "damaged"]
+        if changed:
+            again = f"run `e4s models add --from FOLDER {' '.join(changed)}`"
+            print(f"e4s: published {', '.join(changed)}: not usable; {again}", file=sys.stderr)
+    unusable = [role for role in (roles if names else ROLES) if not _verify_role(role, named=bool(names))]
+    return 2 if bad or changed or unusable else 0
+
+
+def _verify_role(role: str, *, named: bool) -> bool:
+    """Print the state of the user's network; whether it is as it was added, or, if it was not `named`, absent."""
+    state = user_network_state(role)
+    if state != "absent" or named:
+        print(f"network {role}: {state}")
+    if state == "ok" or (state == "absent" and not named):
+        return True
+    print(f"e4s: network {role}: not usable; run `e4s models add --network {role} --file FILE`", file=sys.stderr)
+    return False

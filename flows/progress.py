@@ -49,9 +49,10 @@ class _Rate:
         self.within = 0.0
 
     def __str__(self) -> str:
-        done = self.done + self.within
-        if not done:
+        """Nothing before the first pair is done: shares of it count stages, and those take from milliseconds to many seconds."""
+        if not self.done:
             return ""
+        done = self.done + self.within
         per_item = (time.monotonic() - self.began) / done
         failed = f", {self.failed} failed" if self.failed else ""
         return f"{60 / per_item:.1f} pairs/min, {duration(per_item * (self.total - done))} left{failed}"
@@ -79,7 +80,8 @@ class Lines:
 
     def _print(self, note: str) -> None:
         self.printed = time.monotonic()
-        print(f"{self.rate.done} of {self.rate.total} pairs, {self.rate}{note}", file=sys.stderr, flush=True)
+        rate = str(self.rate)
+        print(f"{self.rate.done} of {self.rate.total} pairs{', ' if rate else ''}{rate}{note}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         pass

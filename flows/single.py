@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,21 @@ import numpy as np
 from flows.engine import use_threads
 from flows.finished import FinishedRun, item_of
 from storage.codec import encode_png
-from storage.run import RunFolder
+from storage.run import RunFolder, check_writable
 from storage.store import Damaged, write_atomic
 from tasks.frame import ImageFile
-from tasks.graph import UsageError
-from tasks.runner import cpu_threads
-from tasks.stage import ItemError
+from tasks.graph import Graph, UsageError
+from tasks.runner import compute_halved, cpu_threads
+from tasks.stage import Inputs, ItemError, Outputs
+
+
+def run_node(graph: Graph, node: str, inputs: Inputs) -> Outputs:
+    """One node on one item, outside of a run: its model is loaded for this alone. Raises ItemError, which names the node."""
+    stage, config = graph.stages[node], graph.configs[node]
+    (result,) = compute_halved(partial(stage.run, stage.load(config, graph.device(node)), config), [inputs])
+    if isinstance(result, ItemError):
+        raise ItemError(f"{node}: {result}")
+    return result
 
 
 def run_stage(
@@ -23,8 +33,9 @@ def run_stage(
 ) -> list[Path]:
     """Run `node` on an item's stored inputs, maybe with other settings; nothing is stored, the outputs go to a folder.
 
-    Raises UsageError for what does not exist, ItemError if the stage refuses the item.
+    Raises UsageError for what does not exist, RunError if nothing can be written to `output`, ItemError if the stage refuses the item.
     """
+    check_writable(Path(output), "-o")
     finished = FinishedRun(RunFolder(run), stages or (), changes or ())
     graph = finished.graph
     if node not in graph.stages:
@@ -51,17 +62,10 @@ def run_stage(
                 raise UsageError(f"{damaged}; repeat the run's command to compute it again") from None
         else:
             raise UsageError(f"{item}: the input {name} of {node} is not stored; run with --keep all, or repeat the run's command")
-    stage, config = graph.stages[node], graph.configs[node]
     use_threads(cpu_threads())
-    import torch
-
-    with torch.inference_mode():
-        result = stage.run(stage.load(config, graph.device(node)), config, [inputs])[0]
-    if isinstance(result, ItemError):
-        raise result
     written = []
-    for name, value in result.items():
-        is_array = stage.writes[name] == "array"
+    for name, value in run_node(graph, node, inputs).items():
+        is_array = graph.stages[node].writes[name] == "array"
         path = Path(output) / f"{node}.{name}.{'npy' if is_array else 'png'}"
         buffer = io.BytesIO()
         if is_array:

@@ -7,31 +7,39 @@ OUT/objective.pt, .jsonl second part: the paper's objective through the generato
 OUT/samples/*.png        faces, their reconstructions: after each part and as it goes on
 OUT/curves.png           losses over steps
 OUT/code_encoder.safetensors, preview_head.safetensors   what ships
+OUT/training.json        the settings (`flows/training/folder.py`)
+OUT/error.txt            the traceback of the last program error
 """
 
 from __future__ import annotations
 
-import json
+import errno
+import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from e4s_models.code_encoder import CodeEncoder
 from e4s_models.preview_head import PreviewHead
-from e4s_models.weights import load_strict, save_shipped
+from e4s_models.weights import WeightsError, load_strict, save_shipped
+from flows.step import run_step
 from flows.training.data import PEOPLE_PER_SHARD, Pool, make_shards, read_shard, shard_path
+from flows.training.folder import VALIDATION_SHARDS, TrainingSettings, opened
 from storage.codec import encode_png
+from storage.run import RunError, read_lines
 from storage.store import write_atomic
 from tasks.graph import UsageError
 
 if TYPE_CHECKING:
     from e4s_models.mobile_stylegan import MobileStyleGAN
 
-VALIDATION_SHARDS = 2  # held out, the first ones
+_opened: set[str] = set()  # folders that this process holds already
 
 
 @flow(name="train-rgi", persist_result=False, validate_parameters=False)
@@ -49,42 +57,68 @@ def train_rgi(
     """Make data, fit the head, teach, train by the objective, export; each part goes on from its own checkpoint.
 
     Args:
-        out: folder for everything.
-        people: synthetic people, two pictures each.
+        out: folder for everything. Goes on from what is there if that was made with these settings; people and steps may grow.
+        people: synthetic people, two pictures each; rounded up to whole shards.
         head_steps, teach_steps, objective_steps: of the three parts.
         teach_minutes, objective_minutes: end a part after that time, its schedule shortened to fit; 0: no limit.
         seed: decides people, augmentation and order.
-        device: of the objective; data and teaching run on the CPU unless it is cuda.
+        device: of the objective; data, head and teaching run on the CPU.
 
-    Returns the folder. Same arguments, same machine: same bytes, unless minutes end a part.
+    Returns the folder. Same arguments, same machine: same bytes, unless minutes end a part or a GPU computes. Raises UsageError, RunError
+    (see `opened`), and TrainingCrash.
     """
-    least = (VALIDATION_SHARDS + 1) * PEOPLE_PER_SHARD
-    if people < least:
-        raise UsageError(f"people must be at least {least}, of whom {VALIDATION_SHARDS * PEOPLE_PER_SHARD} are held out, got {people}")
-    if min(head_steps, teach_steps, objective_steps) < 1:
-        raise UsageError(f"every part needs at least 1 step, got {head_steps}, {teach_steps} and {objective_steps}")
-    folder = Path(out)
-    part(make_people, folder / "data", people, seed)
-    part(fit_head, folder, head_steps, seed)
-    part(teach_codes, folder, teach_steps, teach_minutes, seed)
-    part(train_objective, folder, objective_steps, objective_minutes, seed, device)
-    part(export, folder)
-    return folder
+    settings = TrainingSettings(
+        people=people,
+        head_steps=head_steps,
+        teach_steps=teach_steps,
+        objective_steps=objective_steps,
+        teach_minutes=teach_minutes,
+        objective_minutes=objective_minutes,
+        seed=seed,
+    )
+    with nullcontext(Path(out)) if out in _opened else opened(Path(out), settings) as folder:
+        part(folder, make_people, folder / "data", people, seed)
+        part(folder, fit_head, folder, head_steps, seed)
+        part(folder, teach_codes, folder, teach_steps, teach_minutes, seed)
+        part(folder, train_objective, folder, objective_steps, objective_minutes, seed, device)
+        part(folder, export, folder)
+        return folder
 
 
-def part(function: Callable[..., None], *arguments: object) -> None:
-    """One part as a Prefect task; its checkpoints are its own business."""
+def run_opened(folder: Path, settings: TrainingSettings, device: str) -> None:
+    """Run the flow in a folder that this process has opened; `PREFECT_API_URL` must point at a server. Raises as the flow does."""
+    _opened.add(str(folder))
+    try:
+        train_rgi(out=str(folder), **asdict(settings), device=device)
+    finally:
+        _opened.discard(str(folder))
 
-    @task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)
-    def step() -> None:
-        function(*arguments)
 
-    step()
+class TrainingCrash(Exception):
+    """A program error stopped a part; a sentence."""
+
+
+def part(folder: Path, function: Callable[..., None], *arguments: object) -> None:
+    """One part as a Prefect task; its checkpoints are its own business. Raises TrainingCrash for what it did not foresee."""
+    name = function.__name__
+    try:
+        run_step(name, name, partial(function, *arguments))
+    except (UsageError, RunError, WeightsError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            raise  # a file's or the disk's fault
+        write_atomic(folder / "error.txt", traceback.format_exc().encode())
+        first = str(error).strip().partition("\n")[0]
+        raise TrainingCrash(
+            f"the training stopped in its part {name} by a program error ({type(error).__name__}: {first}); {folder / 'error.txt'} has the "
+            "traceback, and the same command continues from the last checkpoint"
+        ) from error
 
 
 def make_people(data: Path, people: int, seed: int) -> None:
-    shards = -(-people // PEOPLE_PER_SHARD)
-    for number in make_shards(data, range(shards), seed):
+    missing = [number for number in range(-(-people // PEOPLE_PER_SHARD)) if not shard_path(data, number).is_file()]
+    for number in make_shards(data, iter(missing), seed):
         print(f"people: {min(people, (number + 1) * PEOPLE_PER_SHARD)} of {people}", flush=True)
 
 
@@ -95,6 +129,8 @@ def fit_head(folder: Path, steps: int, seed: int) -> None:
 
 
 def teach_codes(folder: Path, steps: int, minutes: float, seed: int) -> None:
+    if (folder / "objective.pt").is_file():
+        return  # that part began from what was taught by then
     from flows.training.teach import TeachSettings, teach
 
     generator = _generator()
@@ -110,7 +146,7 @@ def train_objective(folder: Path, steps: int, minutes: float, seed: int, device:
     from flows.training.trainee import MobileTrainee
 
     generator, head = _generator(), _head(folder)
-    encoder = _encoder(folder / "teach.pt")
+    encoder = _encoder(_last_checkpoint(folder))
     encoder.freeze_early()
     trainee = MobileTrainee(generator.to(device), head.to(device))
     pool = Pool(folder / "data", VALIDATION_SHARDS)
@@ -131,8 +167,7 @@ def train_objective(folder: Path, steps: int, minutes: float, seed: int, device:
 
 def export(folder: Path) -> None:
     """Write what ships, the curves, and the digests that the registry must declare."""
-    trained = folder / "objective.pt"
-    encoder = _encoder(trained if trained.is_file() else folder / "teach.pt")
+    encoder = _encoder(_last_checkpoint(folder))
     for name, network in (("code_encoder", encoder), ("preview_head", _head(folder))):
         path = folder / f"{name}.safetensors"
         print(f"{path.name}: sha256 {save_shipped(network, path)}, {path.stat().st_size} bytes", flush=True)
@@ -165,9 +200,9 @@ def _draw_curves(folder: Path) -> None:
 
     panels = []
     for name, value in (("teach", "whole"), ("teach", "mixed"), ("objective", "reconstruction"), ("objective", "codes")):
-        path = folder / f"{name}.jsonl"
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
-        points = np.array([(line["step"], line[value]) for line in lines if value in line])
+        lines, _ = read_lines(folder / f"{name}.jsonl")
+        by_step = {line["step"]: line[value] for line in lines if value in line}  # steps that were done again: as they were at last
+        points = np.array(sorted(by_step.items()))
         panel = np.full((240, 360, 3), 255, np.uint8)
         if len(points):
             top, last = points[:, 1].max(), points[-1, 0]
@@ -183,6 +218,11 @@ def _generator() -> MobileStyleGAN:
     from e4s_models.mobile_stylegan import MobileStyleGAN
 
     return MobileStyleGAN.load()
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    trained = folder / "objective.pt"
+    return trained if trained.is_file() else folder / "teach.pt"
 
 
 def _encoder(checkpoint: Path) -> CodeEncoder:

@@ -106,41 +106,12 @@ class RunFiles(Generic[AnyRow]):
 
     def create(self) -> None:
         """Make the folder and prove that it can be written. Raises RunError."""
-        try:
-            self.outputs.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink()
-        except FileExistsError:
-            raise RunError(f"{self.path}: a file stands where the run folder should be; choose another --run") from None
-        except OSError as error:
-            raise RunError(
-                f"{self.path}: the run folder cannot be written ({error.strerror}); choose another --run or change its rights"
-            ) from None
+        make_folder(self.path, "--run")
+        make_folder(self.outputs, "--run")
 
     def lock(self) -> IO[bytes]:
-        """Take the folder for this process; the system releases the lock of a process that died. Raises RunError if another works here.
-
-        The lock is advisory (flock). On NFS it holds between machines from version 4 on, or with its lock daemon; where the file system
-        has no locks, a line on stderr says so and the run goes on.
-        """
-        file = (self.path / ".lock").open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(200).decode(errors="replace") or "another process"
-            file.close()
-            raise RunError(f"{self.path}: another process is working on this run ({holder}); wait for it or choose another --run") from None
-        except OSError as error:
-            print(
-                f"e4s: {self.path}: this file system has no locks ({error.strerror}); see to it that only one process works on this run",
-                file=sys.stderr,
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        file.flush()
-        return file
+        """As `lock_folder`."""
+        return lock_folder(self.path, "--run")
 
     def holder(self) -> str:
         """The process that works on this run (`process 12 on HOST`), or "" if none does; for another machine, what the lock file says."""
@@ -209,8 +180,55 @@ class RunFolder(RunFiles[Row]):
     row = Row
 
 
+def check_writable(folder: Path, option: str) -> None:
+    """Prove that files can be written to a folder, or where it would have to be made; leaves nothing behind.
+
+    `option` is what named the folder on the command line. Raises RunError.
+    """
+    there = next(at for at in (folder, *folder.absolute().parents) if at.exists())
+    if not there.is_dir():
+        raise RunError(f"{there}: a file stands where a folder should be; choose another {option}")
+    try:
+        probe = there / f".{os.getpid()}.writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"{folder}: the folder cannot be written ({error.strerror}); choose another {option} or change its rights") from None
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder, if need be, and prove that it can be written. Raises RunError; `option` as for `check_writable`."""
+    check_writable(folder, option)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def lock_folder(folder: Path, option: str) -> IO[bytes]:
+    """Take a folder for this process; the system releases the lock of a process that died. Raises RunError if another works there.
+
+    The lock is advisory (flock). On NFS it holds between machines from version 4 on, or with its lock daemon; where the file system
+    has no locks, a line on stderr says so and the run goes on. `option` as for `check_writable`.
+    """
+    file = (folder / ".lock").open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(200).decode(errors="replace") or "another process"
+        file.close()
+        raise RunError(f"{folder}: another process is working on this run ({holder}); wait for it or choose another {option}") from None
+    except OSError as error:
+        print(
+            f"e4s: {folder}: this file system has no locks ({error.strerror}); see to it that only one process works on this run",
+            file=sys.stderr,
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    file.flush()
+    return file
+
+
 def unlock(lock: IO[bytes]) -> None:
-    """Give a run folder back."""
+    """Give a folder back."""
     lock.truncate(0)
     lock.close()
 

@@ -171,7 +171,7 @@ class Worker:
         stage, config, model = self.graph.stages[node], self.graph.configs[node], self.model(node)
         if len(inputs) > 1 and self.graph.device(node) == "cpu":
             return list(self.items.map(lambda one: stage.run(model, config, [one])[0], inputs))
-        return _compute_halved(partial(stage.run, model, config), inputs)
+        return compute_halved(partial(stage.run, model, config), inputs)
 
     def _load(self, image: Image) -> Root:
         if image.sha256 in self.opened:
@@ -203,7 +203,7 @@ def forget_models() -> None:
     _models.clear()
 
 
-def _compute_halved(run: Callable[[Sequence[Inputs]], Sequence[Outputs | ItemError]], batch: Sequence[Inputs]) -> list[Outputs | ItemError]:
+def compute_halved(run: Callable[[Sequence[Inputs]], Sequence[Outputs | ItemError]], batch: Sequence[Inputs]) -> list[Outputs | ItemError]:
     """Run a stage; when a GPU's memory does not suffice, halve the batch, and at one item let that item fail."""
     import torch
 
@@ -216,7 +216,7 @@ def _compute_halved(run: Callable[[Sequence[Inputs]], Sequence[Outputs | ItemErr
     if len(batch) == 1:
         return [PassingError("the device's memory does not suffice for this item; use --device cpu or a smaller side")]
     half = len(batch) // 2
-    return [*_compute_halved(run, batch[:half]), *_compute_halved(run, batch[half:])]
+    return [*compute_halved(run, batch[:half]), *compute_halved(run, batch[half:])]
 
 
 def run_chunk(worker: Worker, job: ChunkJob, call: Call) -> ChunkResult:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.commands.options import EXIT_CODES, add_settings, changes_of
-from tasks.graph import UsageError
 from tasks.stage import ItemError
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ def add(commands: Commands) -> None:
 def _invert(arguments: argparse.Namespace) -> int:
     from flows.invert import invert
 
-    if Path(arguments.output).is_file():
-        raise UsageError(f"{arguments.output}: a file; give a folder for what invert writes")
     try:
         metrics = invert(
             arguments.image,

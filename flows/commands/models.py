@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     models = commands.add_parser("models", help="weights: list, pull, verify, add, convert, check-reference", epilog=EXIT_CODES)
     actions = models.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
-    listing = actions.add_parser("list", help="what there is: size, licence, origin, where it is used", epilog=EXIT_CODES)
+    listing = actions.add_parser(
+        "list", help="what there is and what can be added: state, size, licence, origin, what uses it", epilog=EXIT_CODES
+    )
     listing.set_defaults(command=_models_list)
     pull = actions.add_parser("pull", help="download and verify", epilog=EXIT_CODES)
     pull.add_argument("names", nargs="*", help="names from `e4s models list` (default: those of the default profile)")

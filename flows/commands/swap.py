@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.commands.options import EXIT_CODES, add_pipeline, pipeline_request
-from storage.run import RunFolder
+from storage.run import RunFolder, check_writable
 from tasks.graph import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def _swap(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{output}: the result is a .png file; name it so")
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"{output}: not a file name in an existing folder")
+    check_writable(output.parent, "-o")
     with tempfile.TemporaryDirectory(prefix="e4s-") as temporary:
         run = Path(arguments.run or temporary)
         manifest = run / "pair.csv"

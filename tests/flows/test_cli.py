@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main
+from flows.progress import Lines, _Rate
 from flows.server import prefect_api
 from storage.codec import encode_png
 from storage.files import Files
-from storage.run import RunFolder
+from storage.run import Row, RunFolder
 from storage.store import Store
 
 Text = pytest.CaptureFixture[str]
@@ -262,6 +263,10 @@ def test_swap_one_face(people: list[Path], tmp_path: Path, capsys: Text) -> None
     assert output.read_bytes().startswith(b"\x89PNG")
     assert main([*arguments[:4], str(tmp_path / "out.jpg"), *arguments[5:]]) == 1
     capsys.readouterr()
+    for where, part in ((tmp_path / "nowhere", "not a file name in an existing folder"), (Path("/proc"), "cannot be written")):
+        assert main([*arguments[:4], str(where / "out.png"), *arguments[5:], "--run", str(tmp_path / "run")]) == 1
+        fails_with(capsys, str(where), part)
+        assert not (tmp_path / "run").exists(), "nothing was computed"
     assert main([*arguments, "--face", "3"]) == 2
     fails_with(capsys, "align: target", "face 3 was asked for but 1 face was found")
 
@@ -284,9 +289,44 @@ def test_status_report_cache_doctor_and_models(people_folder: Path, tmp_path: Pa
     assert main(["cache", "verify", str(run)]) == 2
     assert main(["cache", "list", str(tmp_path / "nothing")]) == 1
     assert main(["doctor"]) == 0
-    assert main(["models", "list"]) == 0
-    assert "face_parser*" in capsys.readouterr().out
     shutil.rmtree(run)
+
+
+def test_models_that_can_be_added_are_listed_too(tmp_path: Path, capsys: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("E4S_HOME", str(tmp_path))
+    assert main(["models", "list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    known = {line[1]: line[3] for line in lines if len(line) > 3}
+    assert "face_parser*" in known
+    assert known["irse50"] == "absent"
+    assert known["rgi*"] == "absent", "the star says that --profile paper needs it"
+    assert "E4S/iteration_300000.pt" in next(line for line in lines if "rgi*" in line)
+    assert known["cosface"] == "absent"
+    assert main(["models", "verify", "cosface"]) == 2
+    fails_with(capsys, "cosface", "models add --network cosface")
+
+
+def test_no_rate_is_told_before_a_pair_is_done(capsys: Text) -> None:
+    lines = Lines()
+    lines.rate, lines.node, lines.printed = _Rate(4), "encode_driven", 0.0
+    lines.within(0.5)
+    assert capsys.readouterr().err == "0 of 4 pairs (encode_driven)\n"
+    lines.advance([Row(id="0", source="a.png", target="b.png", status="done")])
+    lines.printed = 0.0
+    lines.within(0.5)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "1 of 4 pairs, " in first
+    assert "pairs/min" in second
+
+
+def test_a_training_stopped_by_a_program_error_says_so_in_one_sentence(tmp_path: Path, capsys: Text) -> None:
+    """With shards that hold something else, the first part that reads them meets what nobody foresaw."""
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        np.savez(tmp_path / f"data/shard-{number:05d}.npz", nothing=0)
+    assert main(["train", "rgi", "--out", str(tmp_path), "--people", "48", "--head-steps", "1", "--device", "cpu"]) == 1
+    fails_with(capsys, "the training stopped in its part fit_head by a program error (KeyError", "error.txt", "continues")
+    assert "read_shard" in (tmp_path / "error.txt").read_text()
 
 
 def test_a_run_with_nothing_to_compute_is_a_run_too(tmp_path: Path, capsys: Text) -> None:

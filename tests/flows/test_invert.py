@@ -54,6 +54,10 @@ def test_the_known_code_inverts_best(people_folder: Path, tmp_path: Path) -> Non
         (["{person}", "--refine", "-1"], 1, "steps must be 0 to"),
         (["{person}", "--stage", "encode=rgi"], 1, "encode"),
         (["{person}", "--face", "3"], 2, "face"),
+        (["{person}", "--set", "swap.target_layers=3"], 1, "--set swap.target_layers=3 has no effect here"),
+        (["{person}", "--set", "parse_swapped.side=256"], 1, "--set parse_swapped.side=256 has no effect here"),
+        (["{person}", "--stage", "recolor=none"], 1, "--stage recolor=none has no effect here"),
+        (["{person}", "--set", "swop.side=3"], 1, "unknown stage 'swop'"),
     ],
 )
 def test_what_cannot_be_inverted_is_one_sentence(
@@ -68,6 +72,26 @@ def test_what_cannot_be_inverted_is_one_sentence(
     assert part in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(people_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for folder, part in (
+        ("/proc/e4s", "cannot be written"),
+        (str(tmp_path / "file"), "a file stands"),
+        (str(tmp_path / "file/x"), "a file stands"),
+    ):
+        assert main(["invert", str(people_folder / "nowhere.png"), "-o", folder]) == 1, "before the picture is looked at"
+        (line,) = capsys.readouterr().err.splitlines()
+        assert part in line
+        assert "choose another -o" in line
+
+
+def test_a_profile_may_set_stages_that_are_not_run(people_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("[align]\nside = 256\n[swap]\nhole = 'eq17'\n[parse_driven]\n[encode]\nbackend = 'encoder'\n")
+    image = str(people_folder / "people/000000.png")
+    assert main(["invert", image, "-o", str(tmp_path), "--profile", str(tmp_path / "own.toml"), "--device", "cpu"]) == 0
+    assert read(tmp_path / "face.png").shape == (256, 256, 3)
 
 
 def test_the_default_swap_shows_the_source(people_folder: Path, tmp_path: Path) -> None:

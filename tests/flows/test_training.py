@@ -129,9 +129,11 @@ def test_teaching_that_was_stopped_goes_on_to_the_same_weights(data: Path, tmp_p
 
 def test_the_flow_ends_with_its_files_however_few_the_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.train_rgi as flow_module
+    import flows.training.folder as folder_module
 
-    monkeypatch.setattr(flow_module, "task", lambda **_: lambda function: function)  # the parts, without a server
-    monkeypatch.setattr(flow_module, "PEOPLE_PER_SHARD", 1)
+    monkeypatch.setattr(flow_module, "run_step", lambda name, title, work: work())  # the parts, without a server
+    for module in (flow_module, folder_module):
+        monkeypatch.setattr(module, "PEOPLE_PER_SHARD", 1)
     monkeypatch.setattr(flow_module, "show_samples", lambda *_: None)
     (tmp_path / "data").symlink_to(data)
     flow_module.train_rgi.fn(out=str(tmp_path), people=3, head_steps=1, teach_steps=1, objective_steps=1, seed=SEED)
@@ -139,8 +141,12 @@ def test_the_flow_ends_with_its_files_however_few_the_steps(data: Path, tmp_path
         assert (tmp_path / name).stat().st_size > 0, name
     with pytest.raises(UsageError, match="people must be at least 3"):
         flow_module.train_rgi.fn(out=str(tmp_path), people=2)
-    with pytest.raises(UsageError, match="at least 1 step"):
-        flow_module.train_rgi.fn(out=str(tmp_path), people=3, head_steps=-1)
+    with pytest.raises(UsageError, match="with --seed 3, now 4"):
+        flow_module.train_rgi.fn(out=str(tmp_path), people=3, head_steps=1, teach_steps=1, objective_steps=1, seed=4)
+    taught = (tmp_path / "teach.pt").read_bytes()
+    flow_module.train_rgi.fn(out=str(tmp_path), people=3, head_steps=1, teach_steps=1, objective_steps=2, seed=SEED)
+    assert [json.loads(line)["step"] for line in (tmp_path / "objective.jsonl").read_text().splitlines()] == [1, 2]
+    assert (tmp_path / "teach.pt").read_bytes() == taught, "the objective went on from it"
 
 
 def test_stylegan2_trains_by_the_same_objective(data: Path, tmp_path: Path, generator: MobileStyleGAN) -> None:
