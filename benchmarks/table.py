@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evaluation.charts import number
 from evaluation.compare import differing
-from evaluation.metrics import METRICS
+from evaluation.metrics import METRICS, OF_SET
 from evaluation.protocols import PROTOCOLS, load_quoted
 from evaluation.results import Evaluation, MetricLine, read
 from storage.run import RunError
@@ -101,13 +101,16 @@ def _row(place: Place, line: MetricLine, found: Mapping[str, Evaluation], lines:
 
 
 def _cell(line: MetricLine | None, run: Evaluation) -> str:
-    """0.420 [0.380, 0.462] and the number of pairs where it is not that of all done ones."""
+    """0.420 [0.380, 0.462], or why there is no interval, and the number of pairs where it is not that of all done ones."""
     if line is None:
         return "not measured"
     measured = line.measured
     if measured.value is None:
         return f"none: {measured.reason}"
-    interval = "" if measured.low is None or measured.high is None else f" [{number(measured.low)}, {number(measured.high)}]"
+    if measured.low is not None and measured.high is not None:
+        interval = f" [{number(measured.low)}, {number(measured.high)}]"
+    else:
+        interval = "" if measured.reason == OF_SET else f", no interval: {measured.reason}"
     return number(measured.value) + interval + (f" (n = {measured.count})" if measured.count != run.done else "")
 
 

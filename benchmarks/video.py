@@ -108,7 +108,7 @@ def run_once(manifest: str, run: str) -> float:
         with prefect_api(plan.folder.path / "prefect.log"):
             from flows.videos import run_planned  # loads prefect, which reads the server's address then
 
-            summary = run_planned(plan, lambda done, total: None)
+            summary = run_planned(plan, lambda done, total, part: None)
     finally:
         plan.close()
     if summary.exit_code:
@@ -211,7 +211,7 @@ def the_flow(request: VideoRequest) -> float:
     began = time.perf_counter()
     plan = make_video_plan(request)
     try:
-        summary = run_planned(plan, lambda done, total: None)
+        summary = run_planned(plan, lambda done, total, part: None)
     finally:
         plan.close()
     if summary.exit_code:

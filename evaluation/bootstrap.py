@@ -10,6 +10,8 @@ import numpy.typing as npt
 LEVEL = 0.95
 RESAMPLES = 2000
 SEED = 0
+MIN_SAMPLE = 10
+"""Values below which no interval is shown: resampling a handful of pairs gives intervals that are far too narrow."""
 _BLOCK = 1 << 20  # indices drawn at once: bounds memory
 
 
@@ -30,3 +32,17 @@ def mean_interval(
     ]
     low, high = np.percentile(np.concatenate(means), [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
+
+
+def interval_or_reason(values: npt.NDArray[Any], what: str = "value") -> tuple[tuple[float, float] | None, str]:
+    """The interval that may stand beside the mean of values (N,), or None and why there is none; the reason is "" with an interval.
+
+    None for fewer than `MIN_SAMPLE` values, and for equal ones: all resamples are the same then, and an interval without width would look
+    certain where it knows nothing (three hits of three are no proof that all would be).
+    """
+    count = len(values)
+    if count < MIN_SAMPLE:
+        return None, f"{count} {'pair is' if count == 1 else 'pairs are'} too few (at least {MIN_SAMPLE})"
+    if np.ptp(values) == 0:
+        return None, f"all {count} pairs have the same {what}"
+    return mean_interval(values), ""

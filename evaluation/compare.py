@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,14 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.bootstrap import LEVEL, RESAMPLES, SEED, mean_interval
+from evaluation.bootstrap import LEVEL, MIN_SAMPLE, RESAMPLES, SEED, interval_or_reason
 from evaluation.charts import number, whisker
+from evaluation.metrics import OF_SET
 from evaluation.report import PairPictures, markdown_table, plain, plural_pairs, render_page, with_unit
 from evaluation.results import Evaluation, MetricLine
 
 Float64 = npt.NDArray[np.float64]
 
-PAIRED_INTERVAL = f"{LEVEL:.0%} percentile bootstrap of the mean of the pairs' differences, {RESAMPLES} resamples, PCG64 seed {SEED}"
+PAIRED_INTERVAL = (
+    f"{LEVEL:.0%} percentile bootstrap of the mean of the pairs' differences, {RESAMPLES} resamples, PCG64 seed {SEED}; "
+    f"none for fewer than {MIN_SAMPLE} pairs or equal differences"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +47,20 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval says: B better, B worse, no clear difference; "" without an interval."""
+        """What the interval says: B better, B worse, no clear difference; equal where no pair differs; "" without an interval."""
+        known = self.deltas[np.isfinite(self.deltas)]
+        if len(known) and not known.any():
+            return "equal"
         if self.low is None or self.high is None:
             return ""
         if self.low <= 0 <= self.high:
-            return "equal" if self.low == self.high else "no clear difference"
+            return "no clear difference"
         return "B better" if (self.low > 0) == (self.better == "higher") else "B worse"
+
+    @property
+    def so(self) -> str:
+        """The verdict, or why there is none."""
+        return self.verdict or f"no interval: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +162,12 @@ def _difference(a: MetricLine, b: MetricLine, run_a: Evaluation, run_b: Evaluati
             if line.measured.value is None:
                 return f"{run.run} has no value: {line.measured.reason}"
         mean_a, mean_b = a.measured.value or 0.0, b.measured.value or 0.0
-        interval, reason, count = None, "a number of the whole set: no interval", min(a.measured.count, b.measured.count)
+        interval, reason, count = None, OF_SET, min(a.measured.count, b.measured.count)
     elif not both.any():
         return "no pair has a value in both runs"
     else:
         mean_a, mean_b = float(values_a[both].mean()), float(values_b[both].mean())
-        interval, count = mean_interval(deltas[both]), int(both.sum())
-        reason = "" if interval else "one pair: no interval"
+        (interval, reason), count = interval_or_reason(deltas[both], "difference"), int(both.sum())
     low, high = interval or (None, None)
     measured = b.measured
     return Difference(
@@ -233,7 +245,7 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, str]]:
             "B minus A": with_unit(found.delta, found.unit),
             "95% interval": "none" if found.low is None or found.high is None else f"{number(found.low)} to {number(found.high)}",
             "pairs": str(found.count),
-            "so": found.verdict or found.reason,
+            "so": found.so,
         }
         for found in comparison.differences
     ]
@@ -274,6 +286,8 @@ def summary(comparison: Comparison) -> list[str]:
     unclear = sum(line.verdict == "no clear difference" for line in comparison.differences)
     if unclear:
         sentences.append(f"No clear difference in {_lines(unclear)}: the interval of the difference holds zero.")
+    without = Counter(line.reason for line in comparison.differences if not line.verdict and line.reason != OF_SET)
+    sentences += [f"No verdict on {_lines(count)}: {reason}." for reason, count in without.items()]
     if comparison.not_compared:
         are = "is" if len(comparison.not_compared) == 1 else "are"
         sentences.append(f"{_lines(len(comparison.not_compared))} {are} not compared: {comparison.not_compared[0].reason}.")

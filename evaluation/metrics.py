@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from e4s_models.checks import check_shape
-from evaluation.bootstrap import mean_interval
+from evaluation.bootstrap import interval_or_reason
 from evaluation.expression import expression_distance
 from evaluation.features import Kind
 from evaluation.fid import fid
@@ -30,6 +30,8 @@ comparison of two (`outside`: swapped and target outside the face; `reconstructe
 
 COMPARED: Final[Mapping[Kind, tuple[str, ...]]] = {"pixels": ("ssim", "psnr", "rmse"), "lpips": ("lpips",)}
 """Columns of a comparison of two pictures, by the kind of what compares them."""
+
+OF_SET: Final = "a number of the whole set"  # why it has no interval
 
 
 class Unmeasurable(ValueError):
@@ -127,10 +129,9 @@ def measure(metric: Metric, data: PairData, *, protocol: str = "", network: str 
             if metric.per_pair is not None:
                 values[counted] = metric.per_pair(data, counted)
                 number = float(values[counted].mean())
-                interval = mean_interval(values[counted])
-                reason = "" if interval else "one pair: no interval"
+                interval, reason = interval_or_reason(values[counted])
             elif metric.of_set is not None:
-                number, reason = metric.of_set(data, counted), "a number of the whole set: no interval"
+                number, reason = metric.of_set(data, counted), OF_SET
         except Unmeasurable as error:
             reason = str(error)
     low, high = interval or (None, None)

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-from evaluation.bootstrap import LEVEL, RESAMPLES, SEED
+from evaluation.bootstrap import LEVEL, MIN_SAMPLE, RESAMPLES, SEED
 from evaluation.features import NETWORKS, FeatureNetwork, Kind
 from evaluation.metrics import METRICS, Metric
 
-INTERVAL = f"{LEVEL:.0%} percentile bootstrap of the mean over pairs, {RESAMPLES} resamples, PCG64 seed {SEED}"
+INTERVAL = (
+    f"{LEVEL:.0%} percentile bootstrap of the mean over pairs, {RESAMPLES} resamples, PCG64 seed {SEED}; "
+    f"none for fewer than {MIN_SAMPLE} pairs or equal values"
+)
 
 
 @dataclass(frozen=True)

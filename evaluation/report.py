@@ -75,6 +75,7 @@ class Report:
     title: str
     summary: Sequence[str]
     notes: Sequence[str] = ()  # what is partial or missing
+    as_of: str = ""  # that of them which says when and of how many pairs the numbers are, where these are an earlier report's
     evaluation: Evaluation | None = None
     history: Sequence[Mapping[str, Any]] = ()  # as `evaluation.results.read_history` gives it
     quoted: Sequence[Quoted] = ()
@@ -96,17 +97,17 @@ def render(report: Report) -> str:
     evaluation = report.evaluation
     lines = evaluation.lines if evaluation else []
     firsts = first_lines(lines)
-    quoted = _quoted_tables(report.quoted, firsts) if evaluation else []
+    quoted = _quoted_tables(report.quoted, lines) if evaluation else []
     contents = {
         "report": report,
         "title": report.title,
         "tiles": [firsts[name] for name in TILES if name in firsts],
         "tables": _tables(evaluation) if evaluation else [],
         "interval_text": INTERVAL,
-        "quoted": [table for table in quoted if any(value is not None for value in table["ours"])],
-        "other_quoted": [table for table in quoted if all(value is None for value in table["ours"])],
+        "quoted": [table for table in quoted if table["ours"]],
+        "other_quoted": [table for table in quoted if not table["ours"]],
         "trends": _trends(report.history, lines),
-        "histograms": [_histogram(line) for line in lines if has_spread(line)],
+        "histograms": [_histogram(line) for line in _each_once(lines) if has_spread(line)],
         "total_seconds": sum(seconds for _, seconds in report.stage_seconds.values()),
     }
     shown = {
@@ -209,7 +210,7 @@ def with_unit(value: float, unit: str) -> str:
 def spread(line: MetricLine) -> str:
     """A line's interval, or why it has none."""
     low, high = line.measured.low, line.measured.high
-    return line.measured.reason or "none" if low is None or high is None else f"{number(low)} to {number(high)}"
+    return f"none: {line.measured.reason}" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
 def _around(line: MetricLine, scale: float = 1, unit: str = "") -> str:
@@ -227,6 +228,11 @@ def first_lines(lines: Sequence[MetricLine]) -> dict[str, MetricLine]:
         if line.measured.value is not None:
             firsts.setdefault(line.measured.metric, line)
     return firsts
+
+
+def _each_once(lines: Sequence[MetricLine]) -> list[MetricLine]:
+    """Without what the same network measured under another protocol, too."""
+    return list({(line.measured.metric, line.measured.network): line for line in reversed(lines)}.values())[::-1]
 
 
 def has_spread(line: MetricLine) -> bool:
@@ -301,9 +307,11 @@ def _merged(lines: Sequence[Unavailable]) -> list[Unavailable]:
     ]
 
 
-def _quoted_tables(rows: Sequence[Quoted], firsts: Mapping[str, MetricLine]) -> list[dict[str, Any]]:
-    """The paper's tables with this run's own numbers (of each metric's first network) on top; numbers with the printed decimals."""
+def _quoted_tables(rows: Sequence[Quoted], lines: Sequence[MetricLine]) -> list[dict[str, Any]]:
+    """The paper's tables with this run's own numbers on top, a row per protocol (of each metric's first network); printed decimals."""
     tables = []
+    protocols = dict.fromkeys(line.measured.protocol for line in lines)
+    firsts = {name: first_lines([line for line in lines if line.measured.protocol == name]) for name in protocols}
     for name in dict.fromkeys(row.table for row in rows):
         mine = [row for row in rows if row.table == name]
         metrics = list(mine[0].values)
@@ -313,18 +321,21 @@ def _quoted_tables(rows: Sequence[Quoted], firsts: Mapping[str, MetricLine]) -> 
                 "table": name,
                 "title": mine[0].title,
                 "titles": [_short_title(metric) for metric in metrics],
-                "ours": [_own_number(firsts.get(metric)) for metric in metrics],
+                "ours": [row for name in protocols if (row := _own_row(name, [firsts[name].get(metric) for metric in metrics]))],
                 "rows": [(row.method, [f"{row.values[metric]:.{decimals[metric]}f}" for metric in metrics]) for row in mine],
             }
         )
     return tables
 
 
-def _own_number(line: MetricLine | None) -> float | None:
-    """A number that may stand above the paper's: none where another network's coefficients have another scale."""
-    if line is None or (line.measured.metric == "expression" and line.measured.protocol != "paper"):
-        return None
-    return line.measured.value
+def _own_row(protocol: str, lines: Sequence[MetricLine | None]) -> tuple[str, list[float | None]] | None:
+    """Protocol with networks, and the numbers that may stand above the paper's; None without any.
+
+    An expression distance on another network's coefficients has another scale and stays away.
+    """
+    fitting = [line if line and (line.measured.metric != "expression" or protocol == "paper") else None for line in lines]
+    networks = dict.fromkeys(line.measured.network for line in fitting if line)
+    return (f"{protocol}: {', '.join(networks)}", [line.measured.value if line else None for line in fitting]) if networks else None
 
 
 def _short_title(metric: str) -> str:

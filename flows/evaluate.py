@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from e4s_models.weights import WeightsError
 from evaluation.features import NETWORKS
@@ -248,6 +249,9 @@ class _Pairs:
                         continue
                     if key not in made:
                         made[key] = self.run.store.read(self.known[key], "features")
+                    if unfit := _unfit(network, made[key]):
+                        failures[read][index] = unfit
+                        continue
                     rows[read][index] = made[key]
             empty = np.zeros_like(next(iter(made.values()), np.zeros(1)))
             features: dict[Read, Any] = {read: np.stack([empty if row is None else row for row in rows[read]]) for read in reads}
@@ -330,6 +334,13 @@ def _place(network: str, read: Read) -> Ref:
     return (_swapped(network), "") if read == "swapped" else (network, read)
 
 
+def _unfit(network: str, features: npt.NDArray[Any]) -> str:
+    """Why no number can be made of features (D,); "" if one can."""
+    if not np.isfinite(features).all():
+        return f"{network} gives numbers that are not finite"
+    return f"{network} gives nothing but zeros" if NETWORKS[network].kind == "identity" and not features.any() else ""
+
+
 def _pixels(path: str, run: _Run) -> int:
     try:
         height, width = probe(path, run.max_pixels)
@@ -378,6 +389,7 @@ def _result(run: _Run, lines: Sequence[Line], missing: Mapping[str, str], data: 
     return Evaluation(
         run=run.name,
         pairs=[row.id for row in run.done],
+        outputs=[row.output_sha256 for row in run.done],
         total=len(run.rows),
         done=counts["done"],
         failed=counts["failed"],

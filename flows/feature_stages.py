@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from e4s_models.warp import resample
+from e4s_models.weights import WeightsError
 from evaluation.features import Extract, FeatureNetwork
 from storage.keys import canonical
 from tasks.stage import Cost, Inputs, ItemError, Outputs, Stage, UInt8
@@ -94,7 +95,12 @@ def _extract(model: tuple[Extract, str], config: FeatureConfig, batch: Sequence[
     extract, device = model
     faces = _pictures([inputs["face"] for inputs in batch], device) / 127.5 - 1
     landmarks = torch.from_numpy(np.stack([inputs["landmarks"] for inputs in batch])).to(device)
-    extracted = extract(faces, landmarks)
+    try:
+        extracted = extract(faces, landmarks)
+    except WeightsError as error:  # a file that the user added gives for some face what is no feature
+        if len(batch) == 1:
+            return [ItemError(str(error))]
+        return [outcome for one in batch for outcome in _extract(model, config, [one])]
     return [
         ItemError(extracted.failures[row]) if row in extracted.failures else {"features": extracted.features[row]}
         for row in range(len(batch))

@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from flows.plan import PAIR_NODES, PAIR_RESULT, open_store
 from flows.profiles import change_settings
-from storage.run import Row, RunFolder
+from storage.run import Row, RunError, RunFolder
 from storage.store import Artifact
-from tasks.graph import Graph, Image, Item, Settings, Work
+from tasks.graph import Graph, Image, Item, Settings, UsageError, Work
+
+_SAID = ("device", "cpu_threads", "processor", "platform", "written", "e4s", "python", "libraries", "store", "nodes")
+_ASKED = ("profile", "stages", "changes", "max_pixels")  # names in run.json, and in its `request`, that reading back needs
 
 
 class FinishedRun:
     """A run folder's settings, rows and artifacts; backends and settings of single stages may be changed.
 
-    Keys are those of the run itself, whatever has become of its profile and of the installed libraries since.
+    Keys are those of the run itself, whatever has become of its profile and of the installed libraries since. Raises RunError if this is no
+    run, or one that another version wrote and this one cannot read; UsageError if the changes do not fit.
     """
 
-    def __init__(self, folder: RunFolder, stages: Iterable[str] = (), changes: Iterable[str] = ()) -> None:
+    def __init__(self, folder: RunFolder, stages: Sequence[str] = (), changes: Sequence[str] = ()) -> None:
         self.folder = folder
         self.settings = folder.read_settings()
         self.rows = {row.id: row for row in folder.read_rows()}
-        self.store = open_store(folder, self.settings["store"])
-        prints: dict[str, dict[str, Any]] = self.settings["nodes"]
-        backends = {print_["stage"]: print_["backend"] for print_ in prints.values()}
-        options = {node: print_["config"] for node, print_ in prints.items()}
-        settings = change_settings(Settings(backends, options, self.settings["device"]), stages, changes)
-        self.graph = Graph(PAIR_NODES, PAIR_RESULT, settings, prints)
+        try:
+            for name in _SAID:
+                self.settings[name]
+            for name in _ASKED:
+                self.settings["request"][name]
+            self.store = open_store(folder, self.settings["store"])
+            prints: dict[str, dict[str, Any]] = self.settings["nodes"]
+            backends = {print_["stage"]: print_["backend"] for print_ in prints.values()}
+            options = {node: print_["config"] for node, print_ in prints.items()}
+            settings = Settings(backends, options, self.settings["device"])
+            self.graph = Graph(PAIR_NODES, PAIR_RESULT, settings, prints)
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            lacks = f"nothing is said of {error}" if isinstance(error, KeyError) else str(error)
+            by = self.settings.get("e4s", "of an unknown version")
+            raise RunError(
+                f"{folder.settings}: what e4s {by} wrote cannot be read back by this version, {version('e4s')} ({lacks}); "
+                "repeat the run's command with this version, or read it with that one"
+            ) from None
+        if stages or changes:
+            self.graph = Graph(PAIR_NODES, PAIR_RESULT, change_settings(settings, stages, changes), prints)
 
     def works(self, row: Row) -> dict[tuple[str, str], Work]:
         """The row's work by (node, role or "")."""
         return self.graph.works(item_of(row))
 
-    def artifacts(self, rows: Iterable[Row]) -> dict[str, Artifact]:
+    def artifacts(self, rows: Sequence[Row]) -> dict[str, Artifact]:
         """Finished artifacts of these rows by key."""
         found = self.store.lookup({work.key for row in rows for work in self.works(row).values()})
         return {key: artifact for key, artifact in found.items() if not artifact.failed}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -127,21 +129,59 @@ def terminal_progress() -> Bar | Lines:
     return Bar() if sys.stderr.isatty() else Lines()
 
 
+class Count(Protocol):
+    """Told how many are done, of how many; `part` names what they are of, where there are several such counts after each other."""
+
+    def __call__(self, done: int, total: int, part: str = "") -> None: ...
+
+
+@dataclass
+class Pace:
+    """How fast a count grows since it was first seen, `now` in s."""
+
+    since: float
+    first: int  # what was done then
+
+    def __call__(self, done: int, total: int, now: float) -> tuple[float, float] | None:
+        """Per minute, and s until all is done; None if nothing tells."""
+        if done <= self.first or now <= self.since:
+            return None
+        each = (now - self.since) / (done - self.first)
+        return 60 / each, each * (total - done)
+
+
 @contextmanager
-def counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress of a plain count: yields a function of (done, total); a bar on a terminal, else a line every 10 s."""
+def counted(what: str) -> Iterator[Count]:
+    """Progress of a plain count: yields a function of (done, total, part); a bar on a terminal, else a line every 10 s."""
     if not sys.stderr.isatty():
-        printed = time.monotonic()
-
-        def line(done: int, total: int) -> None:
-            nonlocal printed
-            if time.monotonic() - printed > 10:
-                printed = time.monotonic()
-                print(f"{done} of {total} {what}", file=sys.stderr, flush=True)
-
-        yield line
+        yield _counted_lines(what)
         return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task, running = bar.add_task("", total=None), ""
+
+        def show(done: int, total: int, part: str = "") -> None:
+            nonlocal running
+            if part != running:
+                running = part
+                bar.reset(task, description=part)
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+def _counted_lines(what: str) -> Count:
+    printed, running = time.monotonic(), ""
+    pace: Pace | None = None
+
+    def line(done: int, total: int, part: str = "") -> None:
+        nonlocal printed, running, pace
+        now = time.monotonic()
+        if pace is None or part != running:
+            running, pace = part, Pace(now, done)
+        if now - printed > 10:
+            printed, found = now, pace(done, total, now)
+            rate = f", {found[0]:.1f}/min, {duration(found[1])} left" if found else ""
+            print(f"{f'{part}: ' if part else ''}{done} of {total} {what}{rate}", file=sys.stderr, flush=True)
+
+    return line

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from e4s_models.warp import resample
+from evaluation.bootstrap import MIN_SAMPLE
 from evaluation.compare import Changed, Comparison, Difference, Setting, as_json, changed_rows, compare, differing, render_comparison
 from evaluation.protocols import load_quoted
 from evaluation.report import (
@@ -33,7 +35,7 @@ from evaluation.report import (
     thumbnail,
     with_unit,
 )
-from evaluation.results import METRICS_FILE, PAIRS_FILE, Evaluation, read_history, write
+from evaluation.results import METRICS_FILE, PAIRS_FILE, Evaluation, read, read_history, write
 from flows.evaluate import Advance, evaluate
 from flows.finished import FinishedRun
 from flows.progress import duration, plural
@@ -122,7 +124,11 @@ class _Shelf:
 
 
 def write_report(folder: RunFolder, evaluation: Evaluation | None = None, limit: int = 24) -> Report:
-    """Write RUN/report/index.html, with `limit` finished pairs on the contact sheet. Raises RunError if this is no run."""
+    """Write RUN/report/index.html, with `limit` finished pairs on the contact sheet. Raises RunError if this is no run.
+
+    Without an evaluation nothing is measured: the page has the numbers of the last report where they still hold, and says of how many
+    pairs they are.
+    """
     report = gather(folder, evaluation, limit)
     write_atomic(folder.path / PAGE, render(report).encode())
     return report
@@ -132,33 +138,44 @@ def evaluate_and_report(
     folder: RunFolder, protocols: Sequence[str] = ("open",), device: str = "auto", limit: int = 24, progress: Advance = silent
 ) -> Report:
     """Measure a run, write metrics.parquet, metrics.json, history.jsonl and index.html into RUN/report. Raises as `evaluate` does."""
-    evaluation = evaluate(folder, protocols, device, progress)
-    write(evaluation, folder.path / "report")
+    FinishedRun(folder)  # what cannot be read back has no page: known before anything is computed for it
+    evaluation = write(evaluate(folder, protocols, device, progress), folder.path / "report")
     return write_report(folder, evaluation, limit)
 
 
 def gather(folder: RunFolder, evaluation: Evaluation | None = None, limit: int = 24) -> Report:
-    """All that the page says about a run; without an evaluation it has no metrics."""
+    """All that the page says about a run; without an evaluation its metrics are those of the last report, if any."""
     run = FinishedRun(folder)
     rows = list(run.rows.values())
     done = [row for row in rows if row.status == "done"]
+    counts = Counter(row.status for row in rows)
+    if evaluation:
+        notes, as_of = _evaluation_notes(evaluation), ""
+    else:
+        evaluation, as_of = _measured_before(folder, done)
+        notes = [_partial(counts)] if counts["left"] else []
+        if run.settings["e4s"] != version("e4s"):
+            notes.append(f"the run was made by e4s {run.settings['e4s']}, this page by {version('e4s')}")
     spent = spent_seconds(folder)
     ends = _ends(evaluation, run.rows) if evaluation else []
     shelf = _Shelf.of(run, [*done[:limit], *(run.rows[pair] for _, best, worst in ends for pair in (*best, *worst))])
-    counts = Counter(row.status for row in rows)
     total = sum(seconds for _, seconds in spent.values())
     left = f", {counts['left']} left" if counts["left"] else ""
-    numbers = headline(evaluation, len({(row.source_sha256, row.source_face) for row in done})) if evaluation else ""
+    sources = {(run.rows[pair].source_sha256, run.rows[pair].source_face) for pair in evaluation.pairs} if evaluation else {}
+    numbers = headline(evaluation, len(sources)) if evaluation else ""
     summary = [
         *([numbers] if numbers else []),
         f"{plural(len(rows), 'pair')}: {counts['done']} done, {counts['failed']} failed{left}{_faceless(evaluation)}. "
         f"{duration(total)} of computing on {run.settings['device']}, {plural(run.settings['cpu_threads'], 'core')}.",
     ]
     pictured = len(done[:limit])
+    ran = run.settings["nodes"]  # in reading order, then what this version has no more
+    nodes = [*(node.name for node in run.graph.nodes if node.name in ran), *(name for name in ran if name not in run.graph.all_nodes)]
     return Report(
         title=f"e4s pairs: {folder.path.resolve().name}",
         summary=summary,
-        notes=[sentence(note) for note in (_evaluation_notes(evaluation) if evaluation else [_partial(counts)] if counts["left"] else [])],
+        notes=[sentence(note) for note in (*notes, *filter(None, (as_of, _few(evaluation))))],
+        as_of=as_of,
         evaluation=evaluation,
         history=read_history(folder.path / "report") if evaluation else (),
         quoted=load_quoted(),
@@ -168,14 +185,43 @@ def gather(folder: RunFolder, evaluation: Evaluation | None = None, limit: int =
         pairs_text=f"The first {pictured} of {len(done)} finished pairs"
         if len(done) > pictured
         else f"{plural_pairs(pictured)}, stage by stage",
-        stage_seconds={node.name: spent[node.name] for node in run.graph.nodes if node.name in spent},
+        stage_seconds={name: spent[name] for name in (*nodes, *spent) if name in spent},
         settings=run_settings(run.settings),
-        stages=stages_ran(run.settings, [node.name for node in run.graph.nodes]),
+        stages=stages_ran(run.settings, nodes),
     )
 
 
 def _partial(counts: Counter[str]) -> str:
     return f"the run is not finished: {plural(counts['left'], 'pair')} left, {counts['done']} shown"
+
+
+def _measured_before(folder: RunFolder, done: Sequence[Row]) -> tuple[Evaluation | None, str]:
+    """The numbers of the last report if they are of results that the run still has, and what must be said of them."""
+    inside, outputs = folder.path / "report", {row.id: row.output_sha256 for row in done}
+    if not (inside / METRICS_FILE).exists():
+        return None, ""
+    try:
+        found = read(inside)
+    except RunError as error:
+        return None, f"no numbers: {error}"
+    again = f"`e4s report {folder.path}{''.join(f' --protocol {name}' for name in found.protocols if found.protocols != ['open'])}`"
+    other = sum(outputs.get(pair) != sha256 for pair, sha256 in zip(found.pairs, found.outputs, strict=True))
+    if other:
+        have = "has another result now, or none" if other == 1 else "have another result now, or none"
+        return None, f"{other} of the {plural(len(found.pairs), 'pair')} that were measured {have}; {again} measures them anew"
+    counted = len(found.pairs) - len(found.unusable)
+    as_of = ""
+    if counted < len(done):
+        last = max((line.get("time", "") for line in read_history(inside)), default="")
+        when = f", as measured on {last[:16].replace('T', ' ')} UTC" if last else ""
+        as_of = f"the numbers are of {counted} of the {plural(len(done), 'finished pair')}{when}; {again} measures the others, too"
+    return replace(found, unusable={}, notes=()), as_of
+
+
+def _few(evaluation: Evaluation | None) -> str:
+    """That too few pairs were measured for intervals, where that is so."""
+    most = max((line.measured.count for line in evaluation.lines), default=0) if evaluation else 0
+    return f"{plural(most, 'pair')} measured: too few for intervals, which need {MIN_SAMPLE}" if 0 < most < MIN_SAMPLE else ""
 
 
 def sentence(words: str) -> str:
@@ -277,11 +323,6 @@ def told(folder: RunFolder, report: Report) -> list[str]:
         f"metrics: {inside / METRICS_FILE}, a row per pair: {inside / PAIRS_FILE}",
         f"report: {folder.path / PAGE}",
     ]
-
-
-def is_measured(page: Path) -> bool:
-    """Whether a run's page is there and shows metrics, which a page written without measuring would lose."""
-    return page.exists() and b'id="metrics"' in page.read_bytes()
 
 
 def exit_code(folder: RunFiles[Any]) -> int:

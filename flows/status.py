@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from flows.attempts import history
 from flows.plan import PAIR_NODES, open_store
-from flows.progress import duration, plural
+from flows.progress import Pace, duration, plural
 from storage.run import BaseRow, read_lines
 from storage.video_run import open_run
 
@@ -38,6 +38,18 @@ class StageState:
 
 
 @dataclass
+class PassState:
+    """How far a video is in one pass."""
+
+    item: str
+    stage: str
+    frames: int
+    of: int
+    last: float  # s since the epoch, when that was said
+    pace: Pace
+
+
+@dataclass
 class RunState:
     """How a run stands, from the events of log.jsonl; feed it with more as they come."""
 
@@ -51,6 +63,7 @@ class RunState:
     stages: dict[str, StageState] = field(default_factory=dict)
     chunk: int = 0  # items in one
     _where: dict[int, str] = field(default_factory=dict)  # chunk -> the stage it is in
+    _passes: dict[int, PassState] = field(default_factory=dict)  # video (its chunk number) -> the pass it is in
 
     @property
     def left(self) -> int:
@@ -70,6 +83,17 @@ class RunState:
         """Until all is done, at the rate since the last command began; None if nothing tells."""
         return (now - self.began) / self.finished * self.left if self.finished and not self.ended else None
 
+    def passing(self, now: float) -> str:
+        """How far the earliest video under way is in its pass, how fast, and what is left of it; "" if there is none."""
+        for _, found in sorted(self._passes.items()):
+            if found.frames < found.of:
+                said = f"{found.item}, {found.stage}: {found.frames} of {plural(found.of, 'frame')}"
+                if pace := found.pace(found.frames, found.of, found.last):
+                    left = max(0.0, pace[1] - (now - found.last))
+                    said += f", {pace[0]:.1f} frames/min, about {duration(left)} left of this pass"
+                return said
+        return ""
+
     def _stage_of(self, name: str) -> StageState:
         return self.stages.setdefault(name, StageState())
 
@@ -77,6 +101,7 @@ class RunState:
         self.items, self.done, self.failed = event["items"], event.get("done", 0), event.get("failed", 0)
         self.began, self.finished, self.ended, self.chunk = event["time"], 0, False, min(event.get("chunk", 0), event["todo"])
         self._where.clear()
+        self._passes.clear()
         for state in self.stages.values():
             state.failed, state.left = 0, 0 if "stages" in event else None
         for name, works in event.get("stages", {}).items():
@@ -84,6 +109,12 @@ class RunState:
 
     def _start(self, event: Mapping[str, Any]) -> None:
         self._where[event["chunk"]] = event["stage"]
+
+    def _pass(self, event: Mapping[str, Any]) -> None:
+        item, stage, frames, time_ = (event[name] for name in ("item", "stage", "frames", "time"))
+        known = self._passes.get(event["chunk"])
+        pace = known.pace if known and known.stage == stage else Pace(time_, frames)
+        self._passes[event["chunk"]] = PassState(item, stage, frames, event["of"], time_, pace)
 
     def _stage(self, event: Mapping[str, Any]) -> None:
         state = self._stage_of(self._row(event))
@@ -102,12 +133,14 @@ class RunState:
 
     def _chunk(self, event: Mapping[str, Any]) -> None:
         self._where.pop(event["chunk"], None)
+        self._passes.pop(event["chunk"], None)
         self.done += event["done"]
         self.failed += event["failed"]
         self.finished += event["done"] + event["failed"]
 
     def _end(self, event: Mapping[str, Any]) -> None:
         self._where.clear()
+        self._passes.clear()
         self.done, self.failed, self.ended = event["done"], event["failed"], True
 
 
@@ -129,27 +162,32 @@ def print_status(run: str) -> int:
         + (f"; {quarantined} of the failed are quarantined" if quarantined else "")
     )
     console.print(
-        f"profile {settings['request']['profile']}, device {settings['device']}, store {open_store(folder, settings['store']).url}"
+        f"profile {settings.get('request', {}).get('profile', 'unknown')}, device {settings.get('device', 'unknown')}, "
+        f"store {open_store(folder, settings.get('store', '')).url}"
     )
     if state.stages:
         console.print(_table(state))
     if counts["left"]:
-        console.print(_outlook(state, holder, time.time(), folder.noun))
+        console.print(_outlook(state, holder, time.time(), folder.noun), markup=False)
     for (stage, reason), count in Counter((row.stage, row.reason) for row in rows if row.status == "failed").most_common():
         console.print(f"{count} failed in {stage}: {reason}", markup=False)
     return 2 if counts["failed"] or counts["left"] else 0
 
 
 def print_failed(run: str) -> int:
-    """Every failed pair with the history of its attempts; 2 if there is one."""
+    """Every failed pair with the history of its attempts, by reason, the commonest first; 2 if there is one."""
     folder = open_run(run)
     folder.read_settings()
     failed = [row for row in folder.read_rows() if row.status == "failed"]
-    past = history(folder)
+    past, groups = history(folder), defaultdict[tuple[str, str], list[BaseRow]](list)
     for row in failed:
-        print(f"{row.id}: {row.stage}: {row.reason}{tries(row)}")
-        for line in past.get(row.id, ()):
-            print(f"    {line}")
+        groups[row.stage, row.reason].append(row)
+    for (stage, reason), rows in sorted(groups.items(), key=lambda group: -len(group[1])):
+        print(f"{plural(len(rows), folder.noun)} failed in {stage}: {reason}")
+        for row in rows:
+            name = f"    {row.id}" + (" (quarantined)" if row.quarantined else "")
+            attempts = [line.removesuffix(f": {stage}: {reason}") for line in past.get(row.id, ())]
+            print("  ".join([name, *attempts]) if len(attempts) < 2 else "\n        ".join([name, *attempts]))
     tried = [row for row in failed if row.key]
     again = [word for word in ("failed", "quarantined") if any(row.quarantined == (word == "quarantined") for row in tried)]
     remedies = [f"--retry {word} tries the {word} again" for word in again]
@@ -208,4 +246,5 @@ def _outlook(state: RunState, holder: str, now: float, noun: str) -> str:
     rate = f"{state.finished / max(now - state.began, 1e-3) * 60:.1f} {noun}s/min, " if state.finished else ""
     left = state.seconds_left(now)
     eta = f"about {duration(left)} left" if left is not None else "time left not known yet"
-    return f"{holder}: {rate}{eta}; last event {duration(max(0.0, now - state.last))} ago"
+    whole = f"{holder}: {rate}{eta}; last event {duration(max(0.0, now - state.last))} ago"
+    return "\n".join(filter(None, (whole, state.passing(now))))

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 
 _STATUS = ("passed", "swapped", "failed")
 
-Frames = Callable[[int, int], None]
-"""Told how many of how many frames went through the running pass of the earliest video."""
+Frames = Callable[[int, int, str], None]
+"""Told how many of how many frames went through the running pass of the earliest video, and which video and pass that is."""
 
 Steps = Generator[list[Step], None, None]
 """The steps of a video: each list may be done in any order, and goes on when all of it is done or one of it went wrong."""
@@ -73,7 +73,7 @@ class StepFailed(Exception):
         self.remembered = remembered  # known from an earlier attempt: nothing was tried
 
 
-def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total: None, call: VideoCall = direct_call) -> Summary:
+def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: None, call: VideoCall = direct_call) -> Summary:
     """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
 
     Raises WeightsError, and UsageError for settings of the output that no encoder takes or a cluster that is not there, before anything is
@@ -154,7 +154,14 @@ class _Work:
     def _show(self) -> None:
         if self._videos and self._videos[0].length:
             video = self._videos[0]
-            self._frames(min(video.behind + round(sum(video.shares.values())), video.length), video.length)
+            done = min(video.behind + round(sum(video.shares.values())), video.length)
+            self._frames(done, video.length, f"{video.row.id}, {video.passing}")
+
+    def _note(self, video: Video) -> None:
+        """Write into the log how far a video's running pass is."""
+        self.plan.folder.append_log(
+            "pass", chunk=video.number, item=video.row.id, stage=video.passing, frames=video.behind, of=video.length
+        )
 
     def _give_out(self, hands: Hands) -> None:
         while not self._enough:
@@ -200,6 +207,8 @@ class _Work:
             self._made |= set(step.keys)
             video.shares.pop(step.unit.number, None)
             video.behind += step.frames
+            if step.frames:
+                self._note(video)
             self._show()
         video.row.seconds += result.spent
         for sentence in result.repaired:
@@ -233,6 +242,8 @@ class _Work:
         try:
             while not video.ready:
                 video.ready.extend(next(video.steps))
+            if any(step.frames for step in video.ready):
+                self._note(video)
             self._show()
             return
         except StopIteration:
@@ -296,6 +307,7 @@ class Video:
         self.ready = deque[Step]()  # steps that nobody was given yet
         self.under_way = 0  # steps that somebody was given
         self.length = 0  # frames
+        self.passing = ""  # name of the running pass
         self.behind = 0  # of them, behind the running pass
         self.shares: dict[int, float] = {}  # frames of units under way that are done, by the units' numbers
         self._source_keys: Sequence[str] = ()
@@ -392,7 +404,7 @@ class Video:
             if (found := known.get(unit.key)) and found.failed:
                 raise StepFailed(found.stage, found.reason, remembered=True)
         steps = [Step(self, unit.name, unit.part, unit) for unit in units if unit.key not in known]
-        self.behind = self.length - sum(step.frames for step in steps)
+        self.behind, self.passing = self.length - sum(step.frames for step in steps), units[0].name
         if steps:
             yield steps
         _raise(steps)

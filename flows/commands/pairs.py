@@ -73,14 +73,11 @@ def _pairs(arguments: argparse.Namespace) -> int:
 
             with counted("pairs measured") as progress:
                 evaluate_and_report(plan.folder, device=arguments.device, progress=progress)
-        elif not arguments.no_report and (plan.todo or not page.exists()):
-            from flows.report import is_measured, write_report
+        elif not arguments.no_report and (plan.rows != plan.before or not page.exists()):
+            from flows.report import write_report
 
-            if is_measured(page):
-                again = f"`e4s report {plan.folder.path}` brings it up to date"
-                print(f"e4s: {page} stays as it was measured before these pairs; {again}", file=sys.stderr)
-            else:
-                write_report(plan.folder)
+            if as_of := write_report(plan.folder).as_of:
+                print(f"e4s: {page}: {as_of}", file=sys.stderr)
         print(f"outputs: {plan.folder.outputs}" + (f", report: {page}" if arguments.metrics or not arguments.no_report else ""))
         return code
     finally:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.table import main
+from evaluation.bootstrap import mean_interval
 from evaluation.metrics import METRICS, PairData, measure
 from evaluation.protocols import PROTOCOLS
 from evaluation.results import Evaluation, MetricLine, Unavailable, write
@@ -51,14 +52,19 @@ def cells(printed: str, name: str) -> list[str]:
 
 
 def test_a_column_per_run(tmp_path: Path, capsys: Text) -> None:
-    full, other = evaluated(tmp_path / "full", [1, 2, 3]), evaluated(tmp_path / "no-recolor", [2, 4, 90], failed=(2,))
+    degrees = [1.0, 2.0, 3.0] * 4
+    full, other = evaluated(tmp_path / "full", degrees), evaluated(tmp_path / "no-recolor", [2, 4, 90], failed=(2,))
     assert main([f"full model={full}", str(other)]) == 0
     printed = capsys.readouterr().out
     assert cells(printed, "metric") == ["network", "full model", "no-recolor"]
-    assert cells(printed, "pairs done") == ["", "3 of 4", "3 of 4"]
+    assert cells(printed, "pairs done") == ["", "12 of 13", "3 of 4"]
     assert cells(printed, "no face found") == ["", "0", "1"]
     assert cells(printed, "left to do") == ["", "1", "1"]
-    assert cells(printed, "Pose distance, degrees ↓") == ["6drepnet360", "2.00 [1.00, 3.00]", "3.00 [2.00, 4.00] (n = 2)"]
+    assert cells(printed, "Pose distance, degrees ↓") == [
+        "6drepnet360",
+        "2.00 [{:.2f}, {:.2f}]".format(*mean_interval(np.array(degrees)) or ()),
+        "3.00, no interval: 2 pairs are too few (at least 10) (n = 2)",
+    ]
     assert "Protocol `open`" in printed
     assert "95% percentile bootstrap" in printed
     assert "- full model: the run is not finished: 1 pair left" in printed

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.bootstrap import mean_interval
+from evaluation.bootstrap import interval_or_reason
 from evaluation.metrics import METRICS, Measured
 from evaluation.results import Evaluation, MetricLine
 
@@ -23,11 +23,10 @@ def line(
     """A line with these values per pair; `whole`: a number of the set instead."""
     found = np.array([np.nan if value is None else value for value in values], np.float64)
     known = found[np.isfinite(found)]
-    interval = mean_interval(known) if whole is None else None
+    interval, reason = interval_or_reason(known) if len(known) else (None, "no pairs")
     mean = float(known.mean()) if len(known) else None
-    reason = "no pairs" if mean is None else "" if interval else "one pair: no interval"
     if whole is not None:
-        mean, reason, found = whole, "a number of the whole set: no interval", np.full(len(found), np.nan)
+        mean, interval, reason, found = whole, None, "a number of the whole set", np.full(len(found), np.nan)
     measured = Measured(
         metric=metric,
         protocol=protocol,

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from evaluation import bootstrap
-from evaluation.bootstrap import mean_interval
+from evaluation.bootstrap import MIN_SAMPLE, interval_or_reason, mean_interval
 
 
 @pytest.mark.parametrize("values", [np.arange(20.0) ** 2, np.array([0.0] * 30 + [1.0] * 12), np.array([3.0, 5.0])])
@@ -34,3 +34,15 @@ def test_too_few_values_have_no_interval() -> None:
     assert mean_interval(np.array([2.0, 2.0])) == (2, 2)
     with pytest.raises(ValueError, match=r"expected values \(N,\), got \(2, 2\)"):
         mean_interval(np.ones((2, 2)))
+
+
+def test_an_interval_that_would_look_certain_is_not_given() -> None:
+    """Three hits of three are no proof of 1.0, and equal values have no width however many they are."""
+    few, equal = np.ones(3), np.ones(500)
+    assert mean_interval(few) == mean_interval(equal) == (1, 1)
+    assert interval_or_reason(few) == (None, "3 pairs are too few (at least 10)")
+    assert interval_or_reason(few[:1]) == (None, "1 pair is too few (at least 10)")
+    assert interval_or_reason(equal) == (None, "all 500 pairs have the same value")
+    spread = np.arange(float(MIN_SAMPLE))
+    assert interval_or_reason(spread) == (mean_interval(spread), "")
+    assert interval_or_reason(spread[1:])[0] is None

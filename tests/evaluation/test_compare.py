@@ -42,8 +42,8 @@ def test_by_hand() -> None:
     [found] = both(a, b, [("a", "z"), ("b", "y"), ("c", "w"), ("d", "x")]).differences
     np.testing.assert_array_equal(found.deltas, [2.0, 2.0, np.nan, np.nan])
     assert (found.a, found.b, found.delta, found.count) == (1.5, 3.5, 2.0, 2)
-    assert (found.low, found.high) == (2.0, 2.0)
-    assert found.verdict == "B worse"  # pose: lower is better
+    assert (found.low, found.high) == (None, None)
+    assert (found.reason, found.verdict) == ("2 pairs are too few (at least 10)", "")
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.5, "B better"), (-0.5, "B worse"), (0.0, "no clear difference")])
@@ -74,9 +74,9 @@ def test_interval_equals_scipy_on_pairs(shift: float, verdict: str) -> None:
 def test_a_pair_with_itself_is_equal() -> None:
     a = evaluation([line("pose", [1.0, 2.0, 3.0, 4.0]), line("fid", [0.0] * 4, whole=7.0)], "abcd")
     pose, fid = both(a, a).differences
-    assert (pose.delta, pose.low, pose.high, pose.verdict) == (0.0, 0.0, 0.0, "equal")
+    assert (pose.delta, pose.low, pose.high, pose.verdict) == (0.0, None, None, "equal")  # whatever their number
     assert (fid.a, fid.delta, fid.low, fid.verdict) == (7.0, 0.0, None, "")
-    assert fid.reason == "a number of the whole set: no interval"
+    assert fid.reason == "a number of the whole set"
     assert changed_rows(pose) == []
 
 
@@ -127,7 +127,7 @@ def test_no_value_in_common() -> None:
     a, b = evaluation([line("pose", [1.0, None])], "ab", "A"), evaluation([line("pose", [None, 1.0])], "ab", "B")
     assert both(a, b, SAME[:2]).not_compared[0].reason == "no pair has a value in both runs"
     [one] = both(a, a, SAME[:2]).differences
-    assert (one.count, one.low, one.reason, one.verdict) == (1, None, "one pair: no interval", "")
+    assert (one.count, one.low, one.reason, one.verdict) == (1, None, "1 pair is too few (at least 10)", "equal")
 
 
 def test_pairs_that_changed_most() -> None:
@@ -148,9 +148,10 @@ def test_settings_that_differ() -> None:
 
 
 def test_the_page_the_rows_and_the_json_say_the_same() -> None:
-    a = evaluation([line("pose", [3.0, 3.5, 4.0, None], sha256="")], "abcd", HOSTILE)
-    b = evaluation([line("pose", [1.0, 2.0, 3.0, None], sha256=""), line("expression", [1.0] * 4)], "abcd", "B")
-    differences, not_compared = compare(a, b, SAME)
+    ids = [str(index) for index in range(12)]
+    a = evaluation([line("pose", [*np.arange(11.0), None], sha256="")], ids, HOSTILE)
+    b = evaluation([line("pose", [*np.arange(11.0) * 0.9 - 1, None], sha256=""), line("expression", [1.0] * 12)], ids, "B")
+    differences, not_compared = compare(a, b, [(name, name) for name in ids])
     found = Comparison(
         a=HOSTILE,
         b="B",
@@ -168,9 +169,23 @@ def test_the_page_the_rows_and_the_json_say_the_same() -> None:
     assert "-1.50°" in page
     assert "B better" in page
     [row, missing] = comparison_rows(found)
-    assert (row["A"], row["B"], row["B minus A"], row["pairs"], row["so"]) == ("3.50°", "2.00°", "-1.50°", "3", "B better")
+    assert (row["A"], row["B"], row["B minus A"], row["pairs"], row["so"]) == ("5.00°", "3.50°", "-1.50°", "11", "B better")
     assert missing["so"].startswith("not compared: B was measured with net")
     data = json.loads(as_json(found))
-    assert data["differences"][0]["deltas"] == [-2.0, -1.5, -1.0, None]
+    assert data["differences"][0]["deltas"] == pytest.approx([*(-1 - np.arange(11) / 10), None])
     assert data["differences"][0]["verdict"] == "B better"
     assert data["not_compared"][0]["metric"] == "expression"
+
+
+def test_few_pairs_have_no_verdict() -> None:
+    """Three differences of one sign are no proof: the table, the page and the JSON say why there is none."""
+    a, b = evaluation([line("pose", [3.0, 3.5, 4.0])], "abc", "A"), evaluation([line("pose", [1.0, 2.0, 3.0])], "abc", "B")
+    found = both(a, b, SAME[:3])
+    [one] = found.differences
+    assert (one.delta, one.low, one.verdict) == (-1.5, None, "")
+    reason = "no interval: 3 pairs are too few (at least 10)"
+    assert comparison_rows(found)[0]["so"] == reason
+    assert reason in render_comparison(found, [])
+    assert reason in comparison_markdown(found)
+    assert json.loads(as_json(found))["differences"][0]["reason"] in reason
+    assert "No verdict on 1 line: 3 pairs are too few (at least 10)." in summary(found)

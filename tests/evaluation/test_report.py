@@ -137,7 +137,8 @@ def test_numbers_of_the_table() -> None:
     assert "0.625" in text  # (1 + 0 + 1 + 0.5) / 4
     assert "2.33°" in text
     assert "12.5 none 4" in text  # FID: no interval, and the page says why
-    assert "No interval: a number of the whole set: no interval." in text
+    assert "No interval: a number of the whole set." in text
+    assert "No interval: 4 pairs are too few (at least 10)." in text
     assert "none: no pairs" in text  # expression
     assert "id_top1, id_top5 cosface not measured: not here" in text
     assert "nan" not in text.lower().replace("inpainting", "")
@@ -150,6 +151,24 @@ def test_quoted_rows_are_marked_and_as_printed() -> None:
     assert all("quoted</span>" in row for row in rows)
     assert any("FSGAN" in row and "0.17" in row for row in rows)
     assert any("E4S without recoloring" in row and ">0.40<" in row for row in rows)  # not 0.4
+
+
+def test_a_measured_row_beside_quoted_ones_names_protocol_and_networks() -> None:
+    """Two protocols give two rows; the same network under both is drawn once."""
+    values = [1.0, 2.0, 4.0, 3.0]
+    lines = [line("pose", values, "hopenet", "paper"), line("preserved_rmse", values, "pixels", "paper")]
+    lines += [
+        line("id_top1", [1.0, 0.0, 1.0, 0.5], "sface"),
+        line("pose", values, "6drepnet360"),
+        line("expression", values, "blendshapes"),
+    ]
+    lines += [line("preserved_rmse", values, "pixels")]
+    page = render(replace(full(), evaluation=evaluation(lines, "abcd"), history=()))
+    rows = [_Reader(row).text for row in re.findall(r'<tr class="ours">.*?</tr>', page)]
+    assert rows == ["this run measured, paper: hopenet 2.50", "this run measured, open: sface, 6drepnet360 0.625 2.50"]
+    drawn = [attributes["aria-label"] or "" for tag, attributes in _Reader(page).tags if tag == "svg"]
+    assert len([label for label in drawn if "RMSE" in label]) == 1
+    assert len([label for label in drawn if "Pose" in label]) == 2
 
 
 def test_charts_of_what_has_a_distribution_and_a_history() -> None:
@@ -195,7 +214,7 @@ def test_no_pairs_one_pair_no_metrics() -> None:
     one = evaluation([line("pose", [1.5]), line("id_top1", [1.0])], ["a"])
     text = _Reader(render(replace(NOTHING, evaluation=one))).text
     assert "1.50° none 1" in text
-    assert "one pair: no interval" in text
+    assert "no interval: 1 pair is too few (at least 10)" in text
     assert headline(empty, 0) == ""
     assert headline(one, 1) == "100% of the results find their own source first among 1, by net; pose is 1.50° off the target's."
 
@@ -220,6 +239,13 @@ def test_markdown_has_the_same_numbers() -> None:
     assert "- 1 pair, in the result: no face found (d)" in text
     assert "- id\\_top1, id\\_top5, cosface: not here" in text
     assert [row["value"] for row in table_rows(full())] == ["0.625", "0.550", "2.33°", "none", "12.5"]
+    assert [row["95% interval"] for row in table_rows(full())] == [
+        "none: 4 pairs are too few (at least 10)",
+        "none: 4 pairs are too few (at least 10)",
+        "none: 3 pairs are too few (at least 10)",
+        "none: no pairs",
+        "none: a number of the whole set",
+    ]
     assert "None." in markdown(NOTHING)
 
 

@@ -28,12 +28,13 @@ LINE = MetricLine(
 EVALUATION = Evaluation(
     run="bench",
     pairs=["a", "b", "c"],
+    outputs=["1" * 64, "2" * 64, "3" * 64],
     total=5,
     done=3,
     failed=1,
     left=1,
     lines=[LINE],
-    unavailable=[Unavailable(protocol="paper", metric="pose", network="hopenet", reason="run `e4s models add`")],
+    unavailable=[Unavailable(protocol="open", metric="fid", network="inception", reason="run `e4s models pull`")],
     computed={"6drepnet360": 5},
     no_face={"b": "no face"},
     notes=["the run is not finished"],
@@ -47,7 +48,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert replace(found.lines[0], values=LINE.values) == LINE
     assert replace(found, lines=EVALUATION.lines) == replace(EVALUATION, computed={})
     table = pq.read_table(tmp_path / "metrics.parquet")
-    assert table.column_names == ["id", "pose/6drepnet360/open"]
+    assert table.column_names == ["id", "output_sha256", "pose/6drepnet360/open"]
+    assert table["output_sha256"].to_pylist() == EVALUATION.outputs
     assert table["pose/6drepnet360/open"].to_pylist() == [1.0, None, 2.0]
 
 
@@ -83,3 +85,62 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path: Path, damage: str) -> Non
     (tmp_path / "metrics.json").write_text(damage)
     with pytest.raises(RunError, match=r"metrics\.json: damaged, or written by another version of e4s; repeat `e4s report`"):
         read(tmp_path)
+
+
+PAPER = replace(
+    EVALUATION,
+    lines=[
+        replace(
+            LINE,
+            measured=replace(MEASURED, protocol="paper", network="hopenet"),
+            state={"protocol": "paper", "crop": "loose"},
+            values=np.array([np.nan, 1.0, 3.0]),
+        )
+    ],
+    unavailable=[Unavailable(protocol="paper", metric="id_top1", network="cosface", reason="run `e4s models add`")],
+    no_face={"a": "no face"},
+)
+
+
+def names(evaluation: Evaluation) -> list[str]:
+    return [line.name for line in evaluation.lines]
+
+
+def test_another_protocol_on_the_same_results_is_added(tmp_path: Path) -> None:
+    """open, paper, open again: both stay in the files, the history has a line for each and tells them apart."""
+    opened, both = ["pose/6drepnet360/open"], ["pose/6drepnet360/open", "pose/hopenet/paper"]
+    assert names(write(EVALUATION, tmp_path)) == opened
+    whole = write(PAPER, tmp_path)
+    assert names(whole) == both[::-1]  # what was asked last stands first
+    assert [line.protocol for line in whole.unavailable] == ["paper", "open"]
+    assert whole.no_face == {"a": "no face", "b": "no face"}
+    assert names(read(tmp_path)) == both
+    kept = (tmp_path / "metrics.json").read_bytes()
+    assert names(write(EVALUATION, tmp_path)) == both
+    assert (tmp_path / "metrics.json").read_bytes() == kept
+    history = read_history(tmp_path)
+    assert [(line["protocols"], list(line["values"])) for line in history] == [(["open"], opened), (["paper"], both[1:])]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(PAPER, outputs=["1" * 64, "2" * 64, "f" * 64]),
+        replace(PAPER, pairs=["a", "b", "d"]),
+        replace(PAPER, unusable={"c": "it is gone"}),
+    ],
+    ids=["another result", "another pair", "a result is gone"],
+)
+def test_numbers_of_other_results_are_not_mixed_in(changed: Evaluation, tmp_path: Path) -> None:
+    write(EVALUATION, tmp_path)
+    whole = write(changed, tmp_path)
+    assert names(whole) == names(read(tmp_path)) == ["pose/hopenet/paper"]
+    assert whole.no_face == read(tmp_path).no_face == {"a": "no face"}
+    assert (
+        whole.notes[-1]
+        == "protocol open was measured before, on other results; measure it again beside this one: --protocol open --protocol paper"
+    )
+    assert list(read_history(tmp_path)[0]["values"]) == ["pose/6drepnet360/open"]  # the trend keeps it
+    once = (tmp_path / "metrics.json").read_bytes()
+    assert write(changed, tmp_path).notes == EVALUATION.notes
+    assert (tmp_path / "metrics.json").read_bytes() == once

@@ -351,6 +351,36 @@ def test_networks_that_the_user_added_serve_the_paper_protocol(
     assert evaluate(folder, ["paper"], "cpu").computed == {"cosface": 4}  # another file: other features
 
 
+class Unfit(nn.Module):
+    """Features of noise; of a picture as smooth as a face zeros, or what is not a number."""
+
+    def __init__(self, numbers: int, zeros: bool) -> None:
+        super().__init__()
+        self.pooled, self.zeros = Pooled(numbers), zeros
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rough = (x[..., 1:] - x[..., :-1]).abs().mean() - 0.2
+        return self.pooled(x) * (rough > 0) if self.zeros else self.pooled(x) + 0 * rough.sqrt()
+
+
+def test_what_a_network_gives_that_is_no_feature_is_counted_and_stops_nothing(
+    people: list[Path], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("E4S_HOME", str(home_with_pulled_weights(tmp_path / "home")))
+    folder = run_of(tmp_path / "run", ring(people[:2], 1), store)
+    for role, numbers, zeros in (("cosface", 30, True), ("deep3d", 257, False)):
+        file = tmp_path / f"{role}.pt"
+        torch.jit.trace(Unfit(numbers, zeros), torch.zeros(1, 3, 24, 20)).save(str(file))
+        file.with_suffix(".toml").write_text(f"height = 24\nwidth = 20\ndimensions = {numbers}\n")
+        add_user_network(role, file)
+    found = {line.measured.metric: line.measured for line in evaluate(folder, ["paper"], "cpu").lines}
+    for metric, reason in (("id_cosine", "cosface gives nothing but zeros"), ("expression", "deep3d.pt gives numbers that are not finite")):
+        assert (found[metric].value, found[metric].reason) == (None, "all 2 pairs failed")
+        [(said, count)] = found[metric].failed.items()
+        assert said.startswith(reason) and count == 2
+    assert found["preserved_rmse"].value == 0
+
+
 IN_A_FLOW = """
 import sys
 from collections import Counter

@@ -55,8 +55,8 @@ def cheap_protocol() -> Iterator[None]:
         yield
 
 
-def made(people_folder: Path, run: Path, *stages: str, store: str = "") -> Path:
-    plan = make_plan(Request(manifest=str(people_folder), run=str(run), profile="fast", device="cpu", stages=stages, store=store))
+def made(manifest: Path, run: Path, *stages: str, store: str = "") -> Path:
+    plan = make_plan(Request(manifest=str(manifest), run=str(run), profile="fast", device="cpu", stages=stages, store=store))
     try:
         execute(plan, Lines())
     finally:
@@ -118,7 +118,9 @@ def test_a_report_of_a_run(runs: tuple[Path, Path], capsys: Text) -> None:
     assert main(["report", str(run), "--device", "cpu"]) == 0
     assert "features computed anew: none" in capsys.readouterr().out
     assert main(["report", str(run), "--no-metrics"]) == 0
-    assert 'id="metrics"' not in (run / "report/index.html").read_text()
+    again = (run / "report/index.html").read_text()
+    assert 'id="metrics"' in again  # what was measured still holds, so nothing is said of its age
+    assert "as measured on" not in again
 
 
 def test_pairs_measures_at_the_end_if_asked(runs: tuple[Path, Path], people_folder: Path, tmp_path: Path, capsys: Text) -> None:
@@ -130,10 +132,48 @@ def test_pairs_measures_at_the_end_if_asked(runs: tuple[Path, Path], people_fold
     assert json.loads((folder.path / "report/metrics.json").read_text())["done"] == 3
     page = (folder.path / "report/index.html").read_text()
     assert 'id="metrics"' in page
+
+
+def test_new_pairs_leave_the_metrics_of_the_others_on_the_page(runs: tuple[Path, Path], tmp_path: Path, capsys: Text) -> None:
+    """The manifest gains a pair: the page shows it at once, and keeps what was measured, saying of how many pairs."""
+    manifest, run, store = tmp_path / "pairs.csv", tmp_path / "run", str(runs[0] / "store")
+    lines = ["id,source,target", *(f"{row.id},{row.source},{row.target}" for row in RunFolder(runs[0]).read_rows())]
+    manifest.write_text("\n".join(lines[:-1]))
+    made(manifest, run, store=store)
+    assert main(["report", str(run), "--device", "cpu"]) == 0
+    numbers = [path.read_bytes() for path in sorted((run / "report").glob("metrics.*"))]
+    manifest.write_text("\n".join(lines))
+    pairs = ["pairs", str(manifest), "--run", str(run), "--store", store, "--profile", "fast", "--device", "cpu"]
     capsys.readouterr()
-    assert main([*arguments, "--device", "cpu", "--set", "paste.feather=0.1"]) == 0
-    assert "report/index.html stays as it was measured before these pairs; `e4s report " in capsys.readouterr().err
-    assert (folder.path / "report/index.html").read_text() == page
+    assert main(pairs) == 0
+    since, again = "he numbers are of 2 of the 3 finished pairs, as measured on ", f"`e4s report {run}` measures the others"
+    assert since in capsys.readouterr().err
+    page = run / "report/index.html"
+    for part in ("3 pairs: 3 done, 0 failed.", 'id="metrics"', since, again, "Best and worst", "2 pairs measured: too few for intervals"):
+        assert part in page.read_text()
+    assert [path.read_bytes() for path in sorted((run / "report").glob("metrics.*"))] == numbers  # measured nothing
+    before = page.stat().st_mtime_ns
+    assert main(pairs) == 0
+    assert page.stat().st_mtime_ns == before  # nothing new: not written again
+
+
+def test_numbers_of_other_results_leave_the_page(runs: tuple[Path, Path], tmp_path: Path, capsys: Text) -> None:
+    """A rerun with another setting makes other outputs: what was measured of the old ones is not shown as theirs."""
+    folder = copied(runs[0], tmp_path / "copy")
+    assert main(["report", str(folder.path), "--device", "cpu"]) == 0
+    rows = folder.read_rows()
+    rows[0].output_sha256 = "0" * 64
+    folder.write_rows(rows)
+    capsys.readouterr()
+    assert main(["report", str(folder.path), "--no-metrics"]) == 0
+    page = (folder.path / "report/index.html").read_text()
+    assert 'id="metrics"' not in page
+    said = f"1 of the 3 pairs that were measured has another result now, or none; `e4s report {folder.path}` measures them anew"
+    assert said[2:] in page
+    (folder.path / "report/metrics.parquet").write_bytes(b"PAR1")
+    assert main(["report", str(folder.path), "--no-metrics"]) == 0
+    page = (folder.path / "report/index.html").read_text()
+    assert "metrics.json: damaged, or written by another version of e4s; repeat `e4s report`" in page
 
 
 def test_a_run_whose_pairs_all_failed_has_a_page_and_exit_code_2(runs: tuple[Path, Path], tmp_path: Path, capsys: Text) -> None:
@@ -175,7 +215,7 @@ def test_failures_are_grouped_and_what_is_gone_is_named(runs: tuple[Path, Path],
     assert "<td>align</td><td>no face &lt;found&gt;</td><td><code>000002</code>" in page
     assert "outputs/000001.png cannot be read" in page
     assert "result: moved or changed" in page
-    assert "one pair: no interval" in page
+    assert "1 pair is too few (at least 10)" in page
 
 
 def test_two_runs_compared(runs: tuple[Path, Path], capsys: Text) -> None:
@@ -192,7 +232,8 @@ def test_two_runs_compared(runs: tuple[Path, Path], capsys: Text) -> None:
     assert set(by_metric) == {"id_top1", "id_top5", "id_cosine", "expression"}
     for one in by_metric.values():
         assert one["count"] == 3
-        assert one["low"] <= one["delta"] <= one["high"]
+        assert one["low"] is one["high"] is None
+        assert one["reason"] == "3 pairs are too few (at least 10)"
         assert sum(one["deltas"]) / 3 == pytest.approx(one["delta"])
         assert any(one["deltas"]) or one["unit"] == "share"
     text = page.read_text()
@@ -245,6 +286,36 @@ def test_bad_input(runs: tuple[Path, Path], tmp_path: Path, capsys: Text) -> Non
     fails_with(capsys, "--limit must be at least 0")
 
 
+def test_a_run_of_another_version(runs: tuple[Path, Path], tmp_path: Path, capsys: Text) -> None:
+    """What this version cannot read back is one sentence; a stage that the other version did not have is only left out."""
+    folder = copied(runs[0], tmp_path / "old")
+    written = folder.read_settings()
+    nodes = {**written["nodes"], "recolor": {**written["nodes"]["recolor"], "backend": "sepia"}}
+    for name, nodes_then, part in (
+        ("0.0.1", nodes, "stage recolor has no backend 'sepia'"),
+        ("0.0.2", None, "nothing is said of 'nodes'"),
+    ):
+        folder.write_settings(
+            {
+                **{key: value for key, value in written.items() if key != "nodes"},
+                "e4s": name,
+                **({"nodes": nodes_then} if nodes_then else {}),
+            }
+        )
+        for more in ([], ["--no-metrics"]):
+            assert main(["report", str(folder.path), "--device", "cpu", *more]) == 1
+            fails_with(
+                capsys, f"what e4s {name} wrote cannot be read back by this version", part, "repeat the run's command with this version"
+            )
+    fewer = {name: found for name, found in written["nodes"].items() if name != "enhance"}
+    folder.write_settings({**written, "e4s": "0.0.3", "nodes": fewer})
+    assert main(["report", str(folder.path), "--no-metrics"]) == 0
+    page = (folder.path / "report/index.html").read_text()
+    assert "The run was made by e4s 0.0.3, this page by " in page
+    assert '<th scope="row">enhance</th><td>none' not in page
+    assert '<th scope="row">recolor</th><td>guided' in page
+
+
 def test_the_flow_publishes_the_same_to_a_prefect_server(runs: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = runs
     command = [sys.executable, "-c", PUBLISH, str(b), str(a), str(tmp_path / "prefect.log")]
@@ -267,6 +338,6 @@ def test_the_flow_publishes_the_same_to_a_prefect_server(runs: tuple[Path, Path]
     both = json.loads(found["plain-against-full-run-metrics"]["data"])
     said_of = {row["metric"]: row for row in both}
     assert said_of["Expression distance"]["B"] == next(row["value"] for row in rows if row["metric"] == "Expression distance")
-    assert said_of["Expression distance"]["so"] in ("B better", "B worse", "no clear difference")
+    assert said_of["Expression distance"]["so"] == "no interval: 3 pairs are too few (at least 10)"
     assert "stages.recolor.backend" in found["plain-against-full-run-report"]["data"]
     assert (b / "report/compare-Full-run.html").exists()

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,7 +32,7 @@ import tasks.mesh
 from flows.cli import main
 from flows.engine import Summary
 from flows.remote import examine
-from flows.status import print_status
+from flows.status import RunState, print_status
 from flows.video_cluster import make_video_kit
 from flows.video_engine import execute_videos
 from flows.video_plan import VideoRequest, make_video_plan
@@ -421,7 +422,7 @@ def test_processes_of_our_own_make_the_same_bytes_and_nothing_twice(
 
     plan = make_video_plan(request(manifest, run, dask="local:2"))
     try:
-        summary = execute_videos(plan, lambda done, total: told.append((done, total)), call)
+        summary = execute_videos(plan, lambda done, total, part: told.append((done, total)), call)
     finally:
         plan.close()
     assert (summary.done, summary.failed, summary.left, summary.exit_code) == (3, 2, 0, 2)
@@ -480,7 +481,8 @@ def test_an_interruption_stops_the_workers_and_the_same_command_goes_on(
     run = without_segments(finished, tmp_path / "run")
     outside.ready("last")
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(done: int, total: int, part: str) -> None:
+        assert part in ("film, segment", "film, tune")
         if done >= 6:
             raise KeyboardInterrupt
 
@@ -490,6 +492,9 @@ def test_an_interruption_stops_the_workers_and_the_same_command_goes_on(
         execute_videos(plan, interrupt)
     plan.close()
     assert VideoRunFolder(run).read_rows()[0].status == "left"
+    state = RunState()
+    state.feed(VideoRunFolder(run).read_log())
+    assert state.passing(time.time()).startswith(f"film, segment: 6 of {WITH + WITHOUT} frames")
     summary, rows = carry_out(wanted)
     assert 0 < summary.computed["segment"] < 4
     assert rows["film"].output_sha256 == VideoRunFolder(finished).read_rows()[0].output_sha256
