@@ -389,6 +389,7 @@ DEFAULT_WEIGHTS = (
     "mobile_stylegan_mapping_xml",
     "mobile_stylegan_mapping_bin",
     "face_mesh",
+    "expression_basis",
     "face_parser",
     "code_encoder",
     "preview_head",

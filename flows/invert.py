@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 from e4s_models.warp import resample
 from flows.engine import require_weights, use_threads
 from flows.plan import PAIR_NODES, pick_device
-from flows.profiles import make_settings
+from flows.profiles import check_effect, make_settings
 from flows.single import run_node
 from storage.codec import encode_png
 from storage.run import check_writable
@@ -62,10 +62,10 @@ def invert(
     check_writable(Path(output), "-o")
     probe(image, max_pixels)
     settings = make_settings(profile, stages, changes, pick_device(device))
-    _check_used([*(("--stage", text) for text in stages), *(("--set", text) for text in changes)])
     elsewhere = {node.name for node in PAIR_NODES} - {node.name for node in NODES} - set(STAGES)  # nodes that a profile may set
     settings = replace(settings, options={name: table for name, table in settings.options.items() if name not in elsewhere})
     graph = Graph(NODES, ("encode_driven", "codes"), settings)
+    check_effect(graph, stages, changes, elsewhere=elsewhere)
     encode = graph.stages["encode_driven"]
     if not {"codes", "to_canvas"} <= encode.writes.keys():
         raise UsageError(f"encode={encode.backend} makes no codes of the embedded generator; use --stage encode=encoder")
@@ -91,17 +91,6 @@ def invert(
     write_atomic(folder / "codes.npz", stored.getvalue())
     write_atomic(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     return metrics
-
-
-def _check_used(given: Iterable[tuple[str, str]]) -> None:
-    """Refuse (option, text) that speak of stages which `invert` does not run: a profile may set them, nobody would ask for no effect."""
-    used = {name for node in NODES for name in (node.name, node.stage)}
-    elsewhere = {*STAGES, *(node.name for node in PAIR_NODES)} - used
-    for option, text in given:
-        name = text.partition("=")[0].partition(".")[0]
-        if name in elsewhere:
-            runs = ", ".join(node.stage for node in NODES)
-            raise UsageError(f"{option} {text} has no effect here, since invert runs {runs} only and not {name}; leave it out")
 
 
 def reconstruct(generator: MobileStyleGAN, codes: Array, regions: UInt8, to_canvas: Array) -> UInt8:

@@ -16,7 +16,7 @@ from typing import IO, Any, Literal
 from flows.attempts import Attempts
 from flows.inputs import PairRow, read_pairs
 from flows.pictures import Pictures
-from flows.profiles import make_settings
+from flows.profiles import check_effect, make_settings
 from storage.run import AnyRow, BaseRow, DamagedFile, Row, RunError, RunFiles, RunFolder, unlock
 from storage.runs import Lease
 from storage.store import Artifact, Damaged, Store, write_atomic
@@ -292,6 +292,7 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
     pairs = read_pairs(request.manifest, source_face=request.source_face, target_face=request.target_face)
     settings = make_settings(request.profile, request.stages, request.changes, pick_device(request.device, request.remote))
     graph = Graph(PAIR_NODES, PAIR_RESULT, settings)
+    check_effect(graph, request.stages, request.changes)
     folder = RunFolder(request.run)
     lock = None
     if not dry:

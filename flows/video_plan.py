@@ -18,7 +18,7 @@ from flows.attempts import Attempts
 from flows.inputs import check_id
 from flows.pictures import Pictures
 from flows.plan import PAIR_NODES, BaseRequest, Holding, environment, open_store, pick_device, read_previous, remove_stale, stands
-from flows.profiles import make_settings
+from flows.profiles import check_effect, make_settings
 from flows.video_survey import set_known_failures_aside
 from storage.keys import digest
 from storage.runs import Lease
@@ -235,6 +235,7 @@ def make_video_plan(request: VideoRequest, *, dry: bool = False) -> VideoPlan:
         if "side" in options.get("recolor", {}):
             options["light"] = {"side": options["recolor"]["side"], **options.get("light", {})}
     graph = Graph(VIDEO_NODES, FRAME_RESULT, Settings(backends, options, settings.device))
+    check_effect(graph, request.stages, request.changes, used=("paste",))
     paste = pick_backend("paste", settings.backends.get("paste"))
     if paste.config is not PasteConfig:
         raise UsageError(f"--stage paste={paste.backend}: faces are pasted into a video by paste=feather only")

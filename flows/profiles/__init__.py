@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tasks.graph import Settings, UsageError, pick_backend
+from tasks.graph import STAGES, Graph, Settings, UsageError, pick_backend
 
 
 def profile_names() -> list[str]:
@@ -60,6 +60,24 @@ def change_settings(settings: Settings, stages: Iterable[str], changes: Iterable
         for table in _tables(options, stage):
             options[table][setting] = _toml_value(value)
     return Settings(backends, options, settings.device)
+
+
+def check_effect(
+    graph: Graph, stages: Iterable[str], changes: Iterable[str], *, used: Collection[str] = (), elsewhere: Collection[str] = ()
+) -> None:
+    """Refuse `--stage` and `--set` texts about stages that `graph` does not run: nobody asks for no effect. A profile may set them.
+
+    A backend that writes nothing, such as tune=none, may be chosen: that it does not run is its effect. `used`: stages that run outside
+    the graph; `elsewhere`: nodes of other graphs. Raises UsageError.
+    """
+    running = {*used, *(name for node in graph.nodes for name in (node.name, node.stage))}
+    idle = {*STAGES, *graph.all_nodes, *elsewhere} - running
+    for option, text in [*(("--stage", text) for text in stages), *(("--set", text) for text in changes)]:
+        name = text.partition("=")[0].partition(".")[0]
+        if name not in idle or (option == "--stage" and name in graph.stages and not graph.stages[name].writes):
+            continue
+        runs = ", ".join(dict.fromkeys(node.stage for node in graph.nodes))
+        raise UsageError(f"{option} {text} has no effect here, since {name} does not run; what runs is {runs}")
 
 
 def _tables(options: Mapping[str, Any], stage: str) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from flows.plan import PAIR_NODES, PAIR_RESULT
-from flows.profiles import make_settings
+from flows.profiles import check_effect, make_settings
 from tasks.graph import Graph, Image, Item, Settings, UsageError, needed, pick_backend
 
 SOURCE, TARGET = Image("a.png", "a" * 64), Image("b.png", "b" * 64)
@@ -111,6 +112,24 @@ def test_a_finished_result_needs_nothing_and_a_missing_one_only_what_is_missing(
 def test_settings_that_do_not_exist_are_refused(stages: list[str], changes: list[str], part: str) -> None:
     with pytest.raises(UsageError, match=part):
         graph(make_settings("mobile", stages, changes))
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "idle"),
+    [
+        (["swap=composite"], ["encode_driven.steps=50"], "encode_driven"),
+        (["swap=composite", "tune=pti"], [], "tune"),
+        (["swap=composite", "encode=encoder"], [], "encode"),
+        (["swap=composite", "tune=none"], [], ""),
+        (["swap=composite"], ["parse.side=512"], ""),
+        (["tune=pti"], ["tune.steps=3", "encode_driven.steps=50"], ""),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(stages: list[str], changes: list[str], idle: str) -> None:
+    chosen = graph(make_settings("mobile", stages, changes))
+    refused = pytest.raises(UsageError, match=f"has no effect here, since {idle} does not run; what runs is align, ")
+    with refused if idle else nullcontext():
+        check_effect(chosen, stages, changes)
 
 
 def test_a_backend_may_come_from_another_package() -> None:
