@@ -1,6 +1,6 @@
-"""Regional GAN inversion by optimization: style codes of a face are refined until the generator shows that face again.
+"""Regional GAN inversion after the encoder: its codes are corrected by feeding its own pictures back, then refined by optimization.
 
-The loss is the training's (`ReconstructionLoss`, Eq. 22) at the size that `render` makes, with a weak pull to the start.
+The optimization's loss is the training's (`ReconstructionLoss`, Eq. 22) at the size that `render` makes, with a weak pull to the start.
 What moves is the deviation from the start in units of W's standard deviations, a part shared by all regions and one per region, each by
 group of style layers, so that codes stay where the generator makes faces.
 """
@@ -29,6 +29,28 @@ class RefineSettings:
     pull: float = 0.01  # weight of the mean squared deviation from the start
     patience: int = 15  # steps without gain before it stops
     gain: float = 0.002  # relative
+
+
+def feed_back(start: Tensor, encode: Callable[[Tensor], Tensor], render: Render, face: Tensor, passes: int, share: float = 0.6) -> Tensor:
+    """Codes corrected by what the encoder makes of its own pictures: c + share * (encode(face) - encode(render(c))), over and over.
+
+    Where the generator shows just the face, both are encoded alike and nothing moves, so what the encoder always gets wrong in the same
+    way is taken out; no gradients. (ReStyle, Alaluf et al. 2021, trains an encoder for such passes; this one was not.)
+
+    Args:
+        start: (B, R, L, D) codes, such as the encoder's of the face.
+        encode: pictures as `render` makes them -> codes.
+        render: makes pictures of codes.
+        face: (B, 3, S, S) the face itself, as large as the pictures, so that both are blurred alike.
+        passes: how often; measured: most is gained by 2, and from 4 on nothing.
+        share: of the difference that is added.
+    """
+    if not passes:
+        return start
+    wanted, codes = encode(face), start
+    for _ in range(passes):
+        codes = codes + share * (wanted - encode(render(codes).clamp(-1, 1)))
+    return codes
 
 
 def refine(

@@ -352,7 +352,7 @@ WEIGHTS: dict[str, Weight] = {
         Weight(
             name="code_encoder",
             file="code_encoder.safetensors",
-            sha256="9ceddcf1bce40fc83db7624b51a1934429e14b9e38eafdcd7e011803d94c8413",
+            sha256="fbd2c5c10c7443ad3c31c37d0f8795f0642a9ed0c561189d53ba5150c5fc22bc",
             size=36861392,
             licence="MIT, as this project; its trunk starts from face_parser, trained on CelebAMask-HQ (non-commercial)",
             origin="this project: learnt from generated people by `e4s train rgi`; see docs/encoder.md",

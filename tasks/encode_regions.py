@@ -1,11 +1,12 @@
 """Stage `encode`, backend `encoder`: any aligned face and its label map -> regional style codes (paper Sec. 3.2.1).
 
-The trained encoder gives a start; `steps` of optimization bring the picture nearer to the face.
+The trained encoder gives a start, `passes` correct it by feeding its pictures back, `steps` of optimization bring it nearer to the face.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,22 +17,28 @@ from tasks.face_network import to_labels, to_tensor
 from tasks.stage import Inputs, ItemError, Outputs, Stage, each
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from e4s_models.code_encoder import CodeEncoder
     from e4s_models.mobile_stylegan import MobileStyleGAN
     from e4s_models.preview_head import PreviewHead
     from e4s_models.reconstruction_loss import ReconstructionLoss
 
 
-_REFINING = ("preview_head", "lpips_alexnet", "face_parser", *GENERATOR_WEIGHTS)
+_SHOWING = ("preview_head", *GENERATOR_WEIGHTS)
+_COMPARING = ("lpips_alexnet", "face_parser")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
+    passes: int = 2  # through generator and encoder again, before the steps; each costs about half a step
     steps: int = 0  # of optimization at 128 px after the encoder; see docs/encoder.md for what each buys
     rate: float = 0.1  # of Adam, in standard deviations of W
     identity: float = 0.1  # weight of the identity network in what the steps minimise; 0 does without it
 
     def __post_init__(self) -> None:
+        if not 0 <= self.passes <= 20:
+            raise ValueError(f"passes must be 0 to 20, got {self.passes}")
         if not 0 <= self.steps <= 10000:
             raise ValueError(f"steps must be 0 to 10000, got {self.steps}")
         if not 0 < self.rate <= 1:
@@ -42,10 +49,11 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class Networks:
-    """What encodes, and, if steps are asked for, what the codes are refined with."""
+    """What encodes; for passes and steps, what shows the codes at 128 px; for steps, what compares faces."""
 
     encoder: CodeEncoder
-    refiner: tuple[MobileStyleGAN, PreviewHead, ReconstructionLoss] | None
+    shows: tuple[MobileStyleGAN, PreviewHead] | None
+    compares: ReconstructionLoss | None
 
 
 def encode(networks: Networks, config: EncoderConfig, inputs: Inputs) -> Outputs:
@@ -55,30 +63,32 @@ def encode(networks: Networks, config: EncoderConfig, inputs: Inputs) -> Outputs
     for a face smaller than the encoder's.
     """
     import torch
+    from torch.nn.functional import interpolate
 
     from e4s_models.code_encoder import LAYER_GROUPS
-    from e4s_models.inversion import RefineSettings, refine
+    from e4s_models.inversion import RefineSettings, feed_back, refine
     from e4s_models.preview_head import SIDE as PREVIEW_SIDE
     from e4s_models.preview_head import preview
 
+    encoder, compares = networks.encoder, networks.compares
     side = check_shape(inputs["face"], "H H 3")["H"]
-    if side < networks.encoder.side:
-        raise ItemError(f"the aligned face has {side} px, the encoder needs {networks.encoder.side}: raise align.side")
+    if side < encoder.side:
+        raise ItemError(f"the aligned face has {side} px, the encoder needs {encoder.side}: raise align.side")
     with torch.inference_mode(False), torch.no_grad():  # refining needs gradients
-        face = to_tensor(inputs["face"], networks.encoder)
-        regions = to_labels(inputs["labels"], networks.encoder)
-        codes = networks.encoder.codes(face, regions)
-        if networks.refiner:
-            generator, head, reconstruction = networks.refiner
-            wanted = reconstruction.of(torch.nn.functional.interpolate(face, (PREVIEW_SIDE, PREVIEW_SIDE), mode="area"))
-            codes, _ = refine(
-                codes,
-                lambda moved: preview(generator, head, moved, regions),
-                lambda pictures: reconstruction(pictures, wanted),
-                networks.encoder.basis,
-                LAYER_GROUPS,
-                RefineSettings(steps=config.steps, rate=config.rate),
-            )
+        face = to_tensor(inputs["face"], encoder)
+        regions = to_labels(inputs["labels"], encoder)
+        codes = encoder.codes(face, regions)
+        if networks.shows:
+            show = partial(preview, *networks.shows, region_ids=regions)
+            small = interpolate(face, (PREVIEW_SIDE, PREVIEW_SIDE), mode="area")
+
+            def encode_small(pictures: Tensor) -> Tensor:
+                return encoder.codes(interpolate(pictures, (encoder.side, encoder.side), mode="bilinear"), regions)
+
+            codes = feed_back(codes, encode_small, show, small, config.passes)
+        if networks.shows and compares:
+            loss = partial(compares, wanted=compares.of(small))
+            codes, _ = refine(codes, show, loss, encoder.basis, LAYER_GROUPS, RefineSettings(steps=config.steps, rate=config.rate))
     scale = SIDE / side
     to_canvas = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2], [0, 0, 1]])
     return {"codes": codes[0].cpu().numpy().astype(np.float16), "to_canvas": to_canvas}
@@ -93,17 +103,18 @@ def _load(config: EncoderConfig, device: str) -> Networks:
     from e4s_models.reconstruction_loss import LossWeights, ReconstructionLoss
 
     with torch.inference_mode(False):  # refining needs gradients
-        encoder = CodeEncoder.load(device)
-        if not config.steps:
-            return Networks(encoder, None)
-        reconstruction = ReconstructionLoss.load(device, LossWeights(identity=config.identity))
-        return Networks(encoder, (MobileStyleGAN.load(device), PreviewHead.load(device), reconstruction))
+        shows = (MobileStyleGAN.load(device), PreviewHead.load(device)) if config.passes or config.steps else None
+        compares = ReconstructionLoss.load(device, LossWeights(identity=config.identity)) if config.steps else None
+        return Networks(CodeEncoder.load(device), shows, compares)
 
 
 def _weights(config: EncoderConfig) -> tuple[str, ...]:
-    if not config.steps:
-        return ("code_encoder",)
-    return ("code_encoder", *_REFINING, *(("arcface_mbf",) if config.identity else ()))
+    names = ["code_encoder"]
+    if config.passes or config.steps:
+        names += _SHOWING
+    if config.steps:
+        names += [*_COMPARING, *(["arcface_mbf"] if config.identity else [])]
+    return tuple(names)
 
 
 STAGE = Stage(

@@ -29,8 +29,8 @@ def person(generator: MobileStyleGAN) -> Inputs:
     return {"face": face, "labels": BISENET19_TO_REGIONS[parse_labels(FaceParser.load("cpu"), [tensor], 512)[0].numpy()]}
 
 
-def encode(person: Inputs, steps: int) -> Outputs:
-    config = EncoderConfig(steps=steps)
+def encode(person: Inputs, steps: int, passes: int = 0) -> Outputs:
+    config = EncoderConfig(steps=steps, passes=passes)
     with torch.inference_mode():  # as the runner does
         (result,) = STAGE.run(STAGE.load(config, "cpu"), config, [person])
     assert isinstance(result, dict)
@@ -42,17 +42,17 @@ def error(generator: MobileStyleGAN, person: Inputs, result: Outputs) -> float:
     return float(np.square(made.astype(np.float32) - person["face"]).mean())
 
 
-def test_codes_show_the_person_and_refining_shows_it_better(generator: MobileStyleGAN, person: Inputs) -> None:
-    plain, refined = encode(person, 0), encode(person, 4)
+def test_codes_show_the_person_and_passes_and_steps_show_it_better(generator: MobileStyleGAN, person: Inputs) -> None:
+    plain, corrected, refined = encode(person, 0), encode(person, 0, passes=2), encode(person, 4, passes=2)
     assert plain["codes"].shape == (12, 23, 512)
     assert plain["codes"].dtype == np.float16
     mean = {**plain, "codes": np.broadcast_to(generator.mean_w.numpy(), (12, 23, 512)).astype(np.float16)}
-    errors = [error(generator, person, result) for result in (mean, plain, refined)]
-    assert errors[0] > errors[1] > errors[2], errors
+    errors = [error(generator, person, result) for result in (mean, plain, corrected, refined)]
+    assert errors[0] > errors[1] > errors[2] > errors[3], errors
 
 
 def test_the_same_face_gives_the_same_bytes(person: Inputs) -> None:
-    one, two = encode(person, 1), encode(person, 1)
+    one, two = encode(person, 1, passes=1), encode(person, 1, passes=1)
     assert one["codes"].tobytes() == two["codes"].tobytes()
 
 
@@ -71,13 +71,15 @@ def test_a_face_smaller_than_the_encoders_is_an_items_failure(person: Inputs) ->
     assert str(result) == "the aligned face has 128 px, the encoder needs 256: raise align.side"
 
 
-def test_weights_follow_from_the_steps() -> None:
-    assert STAGE.weights(EncoderConfig(steps=0)) == ("code_encoder",)
+def test_weights_follow_from_passes_and_steps() -> None:
+    assert STAGE.weights(EncoderConfig(passes=0)) == ("code_encoder",)
+    assert "preview_head" in STAGE.weights(EncoderConfig(passes=1))
+    assert "lpips_alexnet" not in STAGE.weights(EncoderConfig(passes=1))
     assert {"preview_head", "lpips_alexnet", "arcface_mbf"} < set(STAGE.weights(EncoderConfig(steps=1)))
     assert "arcface_mbf" not in STAGE.weights(EncoderConfig(steps=1, identity=0))
 
 
-@pytest.mark.parametrize(("setting", "value", "message"), [("steps", -1, "steps must be 0 to"), ("rate", 0.0, "rate must be above 0")])
+@pytest.mark.parametrize(("setting", "value", "message"), [("steps", -1, "steps must be 0 to"), ("passes", 21, "passes must be 0 to"), ("rate", 0.0, "rate must be above 0")])
 def test_settings_out_of_range_are_named(setting: str, value: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_config(STAGE, {setting: value})
