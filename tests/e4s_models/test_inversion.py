@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from e4s_models.inversion import RefineSettings, refine
+from e4s_models.inversion import RefineSettings, feed_back, refine
 
 GROUPS = (2, 3)
 
@@ -34,6 +34,20 @@ def goal() -> tuple[Tensor, Tensor]:
     moved = torch.randn(2, 2, 2, 4, generator=torch.Generator().manual_seed(1)) / 2
     codes = moved[:, :, [0, 0, 1]]
     return torch.zeros_like(codes), Painter()(codes)
+
+
+def test_passes_take_out_what_the_encoder_always_adds() -> None:
+    painter = Painter()
+    codes = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(2)) / 10
+    face, inverse = painter(codes), torch.linalg.pinv(painter.weight)
+    assert face.abs().max() < 1
+
+    def encode(pictures: Tensor) -> Tensor:
+        return (pictures.flatten(1) @ inverse).view_as(codes) + 0.1
+
+    for passes, left in ((0, 0.1), (1, 0.04), (2, 0.016)):
+        got = feed_back(encode(face), encode, painter, face, passes, share=0.6)
+        torch.testing.assert_close(got - codes, torch.full_like(codes, left), rtol=1e-3, atol=1e-4)
 
 
 def test_more_steps_come_nearer(goal: tuple[Tensor, Tensor]) -> None:

@@ -79,7 +79,10 @@ def test_weights_follow_from_passes_and_steps() -> None:
     assert "arcface_mbf" not in STAGE.weights(EncoderConfig(steps=1, identity=0))
 
 
-@pytest.mark.parametrize(("setting", "value", "message"), [("steps", -1, "steps must be 0 to"), ("passes", 21, "passes must be 0 to"), ("rate", 0.0, "rate must be above 0")])
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [("steps", -1, "steps must be 0 to"), ("passes", 21, "passes must be 0 to"), ("rate", 0.0, "rate must be above 0")],
+)
 def test_settings_out_of_range_are_named(setting: str, value: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_config(STAGE, {setting: value})
