@@ -1,8 +1,9 @@
 """How well faces are inverted: `python -m benchmarks.reconstruction --people 200 [--photos FOLDER] [--out rows.jsonl]`.
 
-Per face SSIM, PSNR, RMSE, LPIPS on [0, 1] of the aligned 1024 px crop, and ArcFace's cosine, for the mean face, the encoder, the encoder
-with refining steps and, of synthetic people, the code that made the picture. People have seeds from 900000 on, which nothing was trained
-or tuned on. Rows are appended to `--out` as they are made, and what is there is not made again.
+Per face SSIM, PSNR, RMSE, LPIPS on [0, 1] of the aligned 1024 px crop, and ArcFace's cosine, for the mean face, the encoder by itself
+("one pass"), with its feedback passes ("steps 0"), with refining steps on top and, of synthetic people, the code that made the picture.
+People have seeds from 900000 on, which nothing was trained or tuned on. Rows are appended to `--out` as they are made, and what is there
+is not made again; a longer `--people` or other `--ways` and `--steps` add rows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flows.invert import measure, reconstruct
 from flows.profiles import make_settings
 from flows.synth import person_w, picture
 from tasks import align, encode_regions
+from tasks.encode_regions import EncoderConfig
 from tasks.frame import ImageFile, hash_file
 from tasks.parse import parse_labels
 from tasks.stage import Array, ItemError, UInt8
@@ -34,6 +36,7 @@ from tasks.stage import Array, ItemError, UInt8
 FIRST_SEED = 900_000
 TRUNCATION = 0.7
 METRICS = ("ssim", "psnr", "rmse", "lpips", "identity_cosine")
+WAYS = ("mean", "one pass", "steps", "true code")
 PAPER = {"encoder": {"ssim": 0.82, "psnr": 19.85, "rmse": 0.105}, "refined": {"ssim": 0.86, "psnr": 23.02, "rmse": 0.07}}
 """The paper's Table 3 (CelebAMask-HQ): RGI, and RGI with optimization."""
 
@@ -60,26 +63,30 @@ def photos(folder: Path) -> Iterator[Face]:
 
 
 def invert_all(
-    faces: Iterator[Face], steps: Sequence[int], known: set[tuple[str, str]], generator: MobileStyleGAN
+    faces: Iterator[Face], ways: Sequence[str], steps: Sequence[int], known: set[tuple[str, str]], generator: MobileStyleGAN
 ) -> Iterator[dict[str, Any]]:
     """A row per face and way, those in `known` left out."""
     parser = FaceParser.load("cpu")
-    networks = {n: encode_regions.STAGE.load(encode_regions.EncoderConfig(steps=n), "cpu") for n in steps}
+    configs = {"one pass": EncoderConfig(passes=0)} if "one pass" in ways else {}
+    configs |= {f"steps {n}": EncoderConfig(steps=n) for n in steps} if "steps" in ways else {}
+    networks = {name: encode_regions.STAGE.load(config, "cpu") for name, config in configs.items()}
     to_canvas = np.eye(3)
     mean = np.broadcast_to(generator.mean_w.numpy(), (NUM_REGIONS, NUM_LAYERS, 512))
     for name, face, w in faces:
+        given = {"mean": mean} if "mean" in ways else {}
+        if w is not None and "true code" in ways:
+            given["true code"] = np.broadcast_to(w, mean.shape)
+        left = [way for way in (*given, *configs) if (name, way) not in known]
+        if not left:
+            continue
         tensor = torch.from_numpy(face).permute(2, 0, 1).float() / 127.5 - 1
         regions = BISENET19_TO_REGIONS[parse_labels(parser, [tensor], 512)[0].numpy()]
-        ways: dict[str, Array | int] = {"mean": mean, **{f"steps {n}": n for n in steps}}
-        if w is not None:
-            ways["true code"] = np.broadcast_to(w, mean.shape)
-        for way, codes in ways.items():
-            if (name, way) in known:
-                continue
+        for way in left:
             began = time.perf_counter()
-            if isinstance(codes, int):
-                config = encode_regions.EncoderConfig(steps=codes)
-                (result,) = encode_regions.STAGE.run(networks[codes], config, [{"face": face, "labels": regions}])
+            if way in given:
+                codes = given[way]
+            else:
+                (result,) = encode_regions.STAGE.run(networks[way], configs[way], [{"face": face, "labels": regions}])
                 assert isinstance(result, dict)
                 codes = result["codes"]
             seconds = time.perf_counter() - began
@@ -92,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--people", type=int, default=200)
     parser.add_argument("--photos", type=Path, help="folder of photographs")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, make_settings("mobile").options["encode_driven"]["steps"], 50])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which to make; rows of others that are there are kept")
     parser.add_argument("--out", type=Path, help="rows, JSON lines; kept between calls")
     parser.add_argument("--quick", action="store_true", help="one person, few steps: that it runs, not how well")
     chosen = parser.parse_args(arguments)
@@ -104,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = sorted(set(chosen.steps))
     sources = [people(generator, chosen.people), *([photos(chosen.photos)] if chosen.photos else [])]
     for faces in sources:
-        for row in invert_all(faces, steps, known, generator):
+        for row in invert_all(faces, chosen.ways, steps, known, generator):
             rows.append(row)
             if chosen.out:
                 with chosen.out.open("a") as file:
@@ -118,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             median = float(np.median([row["seconds"] for row in of_way]))
             shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
             print(f"{kind:7} {way:10} n={len(of_way):4}  {shown}  {median:.2f} s")
-            paper = PAPER.get("encoder" if way == "steps 0" else "refined" if way == f"steps {steps[-1]}" else "")
+            paper = PAPER.get("encoder" if way in ("one pass", "steps 0") else "refined" if way == f"steps {steps[-1]}" else "")
             if paper and kind == "person" and not chosen.quick:
                 for name, value in paper.items():
                     results.claim(f"{way.replace(' ', '_')}_{name}", means[name], value, "<=" if name == "rmse" else ">=")
