@@ -53,31 +53,42 @@ class Cluster:
         """Raises ClusterError if the scheduler does not answer."""
         self._plan, self._progress, self._call = plan, progress, call
         self._parts = parts(plan.graph)
+        self._per_image = {node.name for node in plan.graph.nodes if node.of == "image"}
         self._shared = Shared()
         self._crew = Crew(make_kit(plan), plan.request, plan.store, plan.folder, AHEAD)
         self.close = self._crew.close
 
     def results(self, jobs: Iterable[ChunkJob]) -> Results:
-        """Chunks as they are finished. A chunk that needs per-image work which another one is just doing waits for that one."""
+        """Chunks as they are finished.
+
+        Per-image work that other chunks need, too, comes first in a chunk and is told at once: a chunk that needs some which another one
+        is just doing waits for that, not for the other's pairs.
+        """
         coming, ready = iter(jobs), deque[ChunkJob]()
         waiting: dict[str, list[ChunkJob]] = {}  # by a key that is being made
         making: dict[str, int] = {}  # key of shared work -> chunk that makes it
-        flying: dict[int, tuple[ChunkJob, list[str]]] = {}
+        flying: dict[int, tuple[ChunkJob, frozenset[str]]] = {}  # with the shared keys that it has not told yet
         within: dict[int, float] = {}
+
+        def release(keys: Iterable[str]) -> None:
+            for key in keys:
+                del making[key]
+                ready.extendleft(reversed(waiting.pop(key, [])))
+
         while True:
             while len(flying) < self._crew.room():
                 following = ready.popleft() if ready else next(coming, None)
                 if following is None:
                     break
                 job = self._shared.equip(following)
-                open_keys = [key for key in job.shared if key not in job.known]
-                blocking = next((key for key in open_keys if key in making), None)
+                open_keys = frozenset(key for key in job.shared if key not in job.known)
+                blocking = next((key for key in sorted(open_keys) if key in making), None)
                 if blocking:
                     waiting.setdefault(blocking, []).append(job)
                     continue
                 making |= dict.fromkeys(open_keys, job.number)
                 flying[job.number] = job, open_keys
-                self._crew.start(partial(self._through_parts, job))
+                self._crew.start(partial(self._through, job, open_keys))
             if not flying:
                 return
             heard = self._crew.hear()
@@ -85,33 +96,48 @@ class Cluster:
                 continue  # there may be more room now
             kind, message = heard
             if kind == "event":
-                self._show(message, flying, within)
+                if "shared" not in message:
+                    self._show(message, flying, within)
+                elif message["chunk"] in flying:
+                    job, open_keys = flying[message["chunk"]]
+                    flying[job.number] = job, frozenset()
+                    self._shared.take(job, message["shared"])
+                    release(open_keys)
                 continue
             number, result = message
             job, open_keys = flying.pop(number)
             within.pop(number, None)
             self._shared.take(job, result)
-            for key in open_keys:
-                del making[key]
-                ready.extendleft(reversed(waiting.pop(key, [])))
+            release(open_keys)
             yield job, result
 
-    def _show(self, event: Mapping[str, Any], flying: Mapping[int, tuple[ChunkJob, list[str]]], within: dict[int, float]) -> None:
+    def _show(self, event: Mapping[str, Any], flying: Mapping[int, tuple[ChunkJob, frozenset[str]]], within: dict[int, float]) -> None:
         number = event["chunk"]
         if "node" in event:
             self._progress.stage(number, event["node"])
-        elif number in flying:
+        elif number in flying and not flying[number][1]:
             within[number] = event["share"] * len(flying[number][0].items)
             self._progress.within(sum(within.values()))
 
-    def _through_parts(self, job: ChunkJob) -> tuple[int, ChunkResult]:
-        """One chunk from part to part; what a part finds damaged is made again by the parts before it."""
-        known, items = dict(job.known), list(job.items)
+    def _through(self, job: ChunkJob, shared: frozenset[str]) -> tuple[int, ChunkResult]:
+        """One chunk: what it shares with others, which is told, then all."""
         total = ChunkResult([], [], defaultdict(int), defaultdict(float), [])
-        outcomes = {item.id: Outcome(item.id) for item in items}
-        index = 0
-        while index < len(self._parts):
-            part = self._parts[index]
+        outcomes = {item.id: Outcome(item.id) for item in job.items}
+        for only in (shared, frozenset[str]()) if shared else (frozenset[str](),):
+            self._through_parts(replace(job, only=only), total, outcomes)
+            if total.crash:
+                break
+            if only:
+                self._crew.tell({"chunk": job.number, "shared": replace(total, outcomes=[], artifacts=list(total.artifacts))})
+        return job.number, total
+
+    def _through_parts(self, job: ChunkJob, total: ChunkResult, outcomes: dict[str, Outcome]) -> None:
+        """What a job asks for, from part to part, added to `total`; what a part finds damaged is made again by the parts before it."""
+        known = {**job.known, **{artifact.key: artifact for artifact in total.artifacts}}
+        items = [item for item in job.items if not outcomes[item.id].reason]
+        index, visited = 0, [part for part in self._parts if not job.only or part.nodes & self._per_image]
+        while items and index < len(visited):
+            part = visited[index]
             nodes = None if len(self._parts) == 1 else part.nodes
             result = self._visibly(replace(job, items=items, known=known, nodes=nodes), part)
             _add(total, result, outcomes)
@@ -119,14 +145,13 @@ class Cluster:
             for key in result.lost:
                 known.pop(key, None)
             items = [item for item in items if not outcomes[item.id].reason]
-            if result.crash or not items:
+            if result.crash:
                 break
             index = 0 if result.lost else index + 1
-        return job.number, total
 
     def _visibly(self, job: ChunkJob, part: Part) -> ChunkResult:
         found: list[ChunkResult] = []
-        self._call(job.number, part.name, lambda: found.append(self._place(job, part)))
+        self._call(job.number, _named(job, part), lambda: found.append(self._place(job, part)))
         return found[0]
 
     def _place(self, job: ChunkJob, part: Part) -> ChunkResult:
@@ -151,6 +176,10 @@ def make_kit(plan: Plan) -> Kit:
     image = next(iter(plan.todo[0].images.values())) if plan.todo else None
     picture = (image.path, image.sha256) if image else ("", "")
     return Kit(**kit_of(plan.graph, plan.request, plan.store), prints=plan.graph.fingerprints, keep=plan.request.keep, picture=picture)
+
+
+def _named(job: ChunkJob, part: Part) -> str:
+    return f"{part.name} (shared)" if job.only else part.name
 
 
 def _add(total: ChunkResult, result: ChunkResult, outcomes: dict[str, Outcome]) -> None:

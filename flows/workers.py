@@ -124,6 +124,10 @@ class Crew:
         """Begin a piece of work in a thread of its own, which sends workers on errands; `hear` says what it returned."""
         self._pool.submit(contextvars.copy_context().run, self._through, work)
 
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Have `hear` say something about a piece of work that is under way, as if a worker had told it."""
+        self._messages.put(("event", event))
+
     def hear(self) -> Heard | None:
         """What happened: an event of a worker, or what a piece of work returned; None if there is nothing for a moment.
 

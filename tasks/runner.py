@@ -49,6 +49,7 @@ class ChunkJob:
     known: Mapping[str, Artifact]  # finished or failed artifacts that these items may use
     shared: frozenset[str] = frozenset()  # keys of per-image work that other chunks read too: published whatever the retention
     nodes: frozenset[str] | None = None  # only these, because the others run on another kind of device; None: all
+    only: frozenset[str] = frozenset()  # keys to make, and what they need; none: all that the items want
 
 
 @dataclass
@@ -266,7 +267,7 @@ class _ChunkRun:
         while True:
             self._adopt_failures()
             have = self.known.keys() | self.failed.keys() | self.worker.given.keys()
-            todo = [work for work in needed(self.works, self.finals, have) if self._is_mine(work)]
+            todo = [work for work in needed(self.works, self.job.only or self.finals, have) if self._is_mine(work)]
             self.total = sum(self.result.computed.values()) + len(todo)
             try:
                 self._pass_over(todo, call)

@@ -127,7 +127,8 @@ def test_workers_make_the_same_and_nothing_twice(
     summary = carry_out(request(inputs, tmp_path, dask=cluster.address), progress, calls)
     assert summary == alone[1]  # every picture aligned once, although all chunks share pictures
     assert digests(tmp_path) == alone[0]
-    assert sorted(calls) == [(chunk, "align..paste") for chunk in range(4)]
+    assert sorted(call for call in calls if "shared" not in call[1]) == [(chunk, "align..paste") for chunk in range(4)]
+    assert (0, "align..paste (shared)") in calls
     assert {node for _, node in progress.stages} == {"align", *PAIR_STAGES}
     assert set().union(*places(tmp_path).values()) <= {"one", "two"}  # the GPU is left alone
     assert not list((tmp_path / "store/probe").iterdir())
@@ -137,6 +138,16 @@ def test_workers_make_the_same_and_nothing_twice(
     assert set(profiling.values()) == {False}
 
 
+def test_chunks_that_share_a_picture_are_at_work_together(
+    cluster: Processes, inputs: tuple[str, str], alone: tuple[dict[str, str], Summary], tmp_path: Path
+) -> None:
+    progress = Told()
+    assert carry_out(request(inputs, tmp_path, dask=cluster.address, changes=("swap.seconds=0.3",)), progress) == alone[1]
+    swaps = [at for at, (_, node) in enumerate(progress.stages) if node == "swap"]
+    pasted = next(at for at, (_, node) in enumerate(progress.stages) if node == "paste")
+    assert swaps[1] < pasted, progress.stages
+
+
 def test_gpu_stages_go_to_gpu_workers_and_the_others_to_the_others(cluster: Processes, inputs: tuple[str, str], tmp_path: Path) -> None:
     calls: list[tuple[int, str]] = []
     summary = carry_out(request(inputs, tmp_path, dask=cluster.address, device="cuda", keep="final"), calls=calls)
@@ -144,7 +155,7 @@ def test_gpu_stages_go_to_gpu_workers_and_the_others_to_the_others(cluster: Proc
     found = places(tmp_path)
     assert found.pop("swap") == {"three"}
     assert set().union(*found.values()) <= {"one", "two"}
-    assert sorted(calls)[:3] == [(0, "align..reenact"), (0, "blend..paste"), (0, "swap")]
+    assert sorted(calls)[:4] == [(0, "align..reenact"), (0, "align..reenact (shared)"), (0, "blend..paste"), (0, "swap")]
     assert summary.computed == {"align": 4, **dict.fromkeys(PAIR_STAGES, PAIRS)}
     # What is handed from part to part is in the store whatever the retention; the rest is not.
     assert {artifact.stage for artifact in Store(str(tmp_path / "store")).all()} == {"align", "reenact", "swap", "paste"}
@@ -203,8 +214,8 @@ def test_a_killed_worker_costs_only_what_it_had_not_finished(
     assert (summary.done, summary.exit_code) == (PAIRS, 0)
     assert digests(tmp_path / "run") == alone[0]
     everything = {artifact.key for artifact in Store(str(tmp_path / "run/store")).all()}
+    assert summary.computed.pop("align", 4) == 4  # what is shared is told, and so counted, before the rest of its chunk
     assert sum(summary.computed.values()) == len(everything - killed[0])
-    assert "align" not in summary.computed
     assert "is lost; what it had not finished goes to others" in capsys.readouterr().err
 
 
