@@ -23,6 +23,7 @@ from benchmarks.result import Results
 from e4s_models.face_parser import FaceParser
 from e4s_models.mobile_stylegan import NUM_LAYERS, MobileStyleGAN
 from e4s_models.regions import BISENET19_TO_REGIONS, NUM_REGIONS
+from e4s_models.weights import weight_digest
 from flows.engine import use_threads
 from flows.invert import measure, reconstruct
 from flows.profiles import make_settings
@@ -36,6 +37,7 @@ from tasks.stage import Array, ItemError, UInt8
 FIRST_SEED = 900_000
 TRUNCATION = 0.7
 METRICS = ("ssim", "psnr", "rmse", "lpips", "identity_cosine")
+DEFAULTS = make_settings("mobile").options["encode_driven"]
 WAYS = ("mean", "one pass", "steps", "true code")
 PAPER = {"encoder": {"ssim": 0.82, "psnr": 19.85, "rmse": 0.105}, "refined": {"ssim": 0.86, "psnr": 23.02, "rmse": 0.07}}
 """The paper's Table 3 (CelebAMask-HQ): RGI, and RGI with optimization."""
@@ -67,8 +69,8 @@ def invert_all(
 ) -> Iterator[dict[str, Any]]:
     """A row per face and way, those in `known` left out."""
     parser = FaceParser.load("cpu")
-    configs = {"one pass": EncoderConfig(passes=0)} if "one pass" in ways else {}
-    configs |= {f"steps {n}": EncoderConfig(steps=n) for n in steps} if "steps" in ways else {}
+    configs = {"one pass": EncoderConfig()} if "one pass" in ways else {}
+    configs |= {f"steps {n}": EncoderConfig(passes=DEFAULTS["passes"], steps=n) for n in steps} if "steps" in ways else {}
     networks = {name: encode_regions.STAGE.load(config, "cpu") for name, config in configs.items()}
     to_canvas = np.eye(3)
     mean = np.broadcast_to(generator.mean_w.numpy(), (NUM_REGIONS, NUM_LAYERS, 512))
@@ -91,14 +93,14 @@ def invert_all(
                 codes = result["codes"]
             seconds = time.perf_counter() - began
             made = reconstruct(generator, codes, regions, to_canvas)
-            yield {"face": name, "way": way, "seconds": round(seconds, 3), **measure(made, face)}
+            yield {"face": name, "way": way, "encoder": weight_digest("code_encoder"), "seconds": round(seconds, 3), **measure(made, face)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=200)
     parser.add_argument("--photos", type=Path, help="folder of photographs")
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, make_settings("mobile").options["encode_driven"]["steps"], 50])
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, DEFAULTS["steps"], 50])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which to make; rows of others that are there are kept")
     parser.add_argument("--out", type=Path, help="rows, JSON lines; kept between calls")
     parser.add_argument("--quick", action="store_true", help="one person, few steps: that it runs, not how well")
@@ -107,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.people, chosen.steps = 1, [0, 1]
     use_threads(2)
     rows = [json.loads(line) for line in chosen.out.read_text("utf-8").splitlines()] if chosen.out and chosen.out.is_file() else []
+    rows = [row for row in rows if row.get("encoder") == weight_digest("code_encoder")]  # of the encoder as it is now
     known = {(row["face"], row["way"]) for row in rows}
     generator = MobileStyleGAN.load()
     steps = sorted(set(chosen.steps))

@@ -203,7 +203,7 @@ def _append_history(evaluation: Evaluation, path: Path) -> None:
     """A line with the evaluation alone, unless the last one under its protocols says the same."""
     sha256, protocols = hashlib.sha256(_encoded(_as_json(evaluation))).hexdigest(), sorted(evaluation.protocols)
     earlier = read_history(path.parent)
-    if next((line.get("metrics_sha256") for line in reversed(earlier) if line.get("protocols") == protocols), "") == sha256:
+    if next((line.get("metrics_sha256") for line in reversed(earlier) if line.get("protocols", protocols) == protocols), "") == sha256:
         return
     values = {line.name: {name: getattr(line.measured, name) for name in ("value", "low", "high", "count")} for line in evaluation.lines}
     time = datetime.now(UTC).isoformat(timespec="seconds")

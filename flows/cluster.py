@@ -17,7 +17,7 @@ from flows.plan import Plan
 from flows.remote import Kit
 from flows.workers import Crashed, Crew, Errand, kit_of
 from storage.store import Artifact
-from tasks.graph import Graph, Item
+from tasks.graph import Graph, Item, Work, needed
 from tasks.runner import ChunkJob, ChunkResult, Outcome
 
 AHEAD = 2  # parts that a worker is given at a time: one runs, one waits there
@@ -53,7 +53,6 @@ class Cluster:
         """Raises ClusterError if the scheduler does not answer."""
         self._plan, self._progress, self._call = plan, progress, call
         self._parts = parts(plan.graph)
-        self._per_image = {node.name for node in plan.graph.nodes if node.of == "image"}
         self._shared = Shared()
         self._crew = Crew(make_kit(plan), plan.request, plan.store, plan.folder, AHEAD)
         self.close = self._crew.close
@@ -81,7 +80,7 @@ class Cluster:
                 if following is None:
                     break
                 job = self._shared.equip(following)
-                open_keys = frozenset(key for key in job.shared if key not in job.known)
+                open_keys = frozenset(work.key for work in self._left(job) if work.key in job.shared)
                 blocking = next((key for key in sorted(open_keys) if key in making), None)
                 if blocking:
                     waiting.setdefault(blocking, []).append(job)
@@ -111,6 +110,12 @@ class Cluster:
             release(open_keys)
             yield job, result
 
+    def _left(self, job: ChunkJob) -> list[Work]:
+        """The work of a job that is not done, as far as its items need it."""
+        works = _works(self._plan.graph, job.items)
+        finals = job.only or {self._plan.graph.works(item)[self._plan.graph.final[0], ""].key for item in job.items}
+        return needed(works, finals, job.known.keys())
+
     def _show(self, event: Mapping[str, Any], flying: Mapping[int, tuple[ChunkJob, frozenset[str]]], within: dict[int, float]) -> None:
         number = event["chunk"]
         if "node" in event:
@@ -135,7 +140,8 @@ class Cluster:
         """What a job asks for, from part to part, added to `total`; what a part finds damaged is made again by the parts before it."""
         known = {**job.known, **{artifact.key: artifact for artifact in total.artifacts}}
         items = [item for item in job.items if not outcomes[item.id].reason]
-        index, visited = 0, [part for part in self._parts if not job.only or part.nodes & self._per_image]
+        wanted = {work.node for work in self._left(replace(job, known=known))}
+        index, visited = 0, [part for part in self._parts if not job.only or part.nodes & wanted]
         while items and index < len(visited):
             part = visited[index]
             nodes = None if len(self._parts) == 1 else part.nodes
@@ -160,7 +166,7 @@ class Cluster:
         found: list[Artifact] = []
 
         def again(sent: ChunkJob) -> ChunkJob:
-            known = self._plan.store.lookup(_keys(self._plan.graph, job.items))
+            known = self._plan.store.lookup(_works(self._plan.graph, job.items).keys())
             found[:] = [artifact for key, artifact in known.items() if key not in job.known]
             return replace(sent, known={**job.known, **known})
 
@@ -201,5 +207,6 @@ def _empty(items: Iterable[Item]) -> ChunkResult:
     return ChunkResult([Outcome(item.id) for item in items], [], {}, {}, [])
 
 
-def _keys(graph: Graph, items: Iterable[Item]) -> set[str]:
-    return {work.key for item in items for work in graph.works(item).values()}
+def _works(graph: Graph, items: Iterable[Item]) -> dict[str, Work]:
+    """All work that items may need by key, producers first."""
+    return {work.key: work for item in items for work in graph.works(item).values()}

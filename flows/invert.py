@@ -65,7 +65,7 @@ def invert(
     elsewhere = {node.name for node in PAIR_NODES} - {node.name for node in NODES} - set(STAGES)  # nodes that a profile may set
     settings = replace(settings, options={name: table for name, table in settings.options.items() if name not in elsewhere})
     graph = Graph(NODES, ("encode_driven", "codes"), settings)
-    check_effect(graph, stages, changes, elsewhere=elsewhere)
+    check_effect(graph, stages, changes, used=[node.stage for node in NODES], elsewhere=elsewhere)
     encode = graph.stages["encode_driven"]
     if not {"codes", "to_canvas"} <= encode.writes.keys():
         raise UsageError(f"encode={encode.backend} makes no codes of the embedded generator; use --stage encode=encoder")

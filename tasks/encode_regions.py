@@ -31,7 +31,7 @@ _COMPARING = ("lpips_alexnet", "face_parser")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    passes: int = 2  # through generator and encoder again, before the steps; each costs about half a step
+    passes: int = 0  # through generator and encoder again, before the steps; each costs about half a step
     steps: int = 0  # of optimization at 128 px after the encoder; see docs/encoder.md for what each buys
     rate: float = 0.1  # of Adam, in standard deviations of W
     identity: float = 0.1  # weight of the identity network in what the steps minimise; 0 does without it

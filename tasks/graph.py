@@ -256,7 +256,7 @@ class Graph:
     def _fingerprint(self, name: str) -> dict[str, Any]:
         stage, config = self.stages[name], self.configs[name]
         earlier = self._earlier.get(name)
-        if earlier and (earlier["backend"], canonical(earlier["config"])) == (stage.backend, canonical(asdict(config))):
+        if earlier and earlier["backend"] == stage.backend and _same(stage, earlier["config"], config):
             return dict(earlier)
         return {
             "stage": stage.name,
@@ -304,6 +304,14 @@ class Graph:
                 reads[read] = (made[producer, side].key, output)
         key = digest([self._prints[node.name], {**reads, **constants}])
         return Work(node.name, key, reads, constants)
+
+
+def _same(stage: Stage, earlier: Mapping[str, Any], config: Any) -> bool:
+    """Whether a stored config is this one; a setting that came later had its default then."""
+    try:
+        return canonical(asdict(make_config(stage, earlier))) == canonical(asdict(config))
+    except UsageError:
+        return False
 
 
 def needed(works: Mapping[str, Work], finals: Collection[str], have: Collection[str]) -> list[Work]:

@@ -150,7 +150,7 @@ class Worker:
         """The pictures that a chunk's missing work reads."""
         _, finals, works = self.works(job)
         have = job.known.keys() | self.given.keys()
-        read = {ref[0] for work in needed(works, finals, have) for ref in work.reads.values() if ref[1] == "image"}
+        read = {ref[0] for work in needed(works, job.only or finals, have) for ref in work.reads.values() if ref[1] == "image"}
         return {image.sha256: image for item in job.items for image in item.images.values() if image.sha256 in read}
 
     def model(self, node: str) -> Any:

@@ -58,7 +58,7 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
         "--keep",
         choices=("all", "resume", "final"),
         default="all",
-        help="intermediates that are stored: all (default); resume: per-image work and results; final: results only",
+        help="intermediates that are stored: all (default); resume: per-image work, codes of driven faces and results; final: results only",
     )
     parser.add_argument("--store", default="", help="artifact store, a folder or URL (default: RUN/store); share one between runs")
     parser.add_argument(

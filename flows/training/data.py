@@ -1,6 +1,6 @@
 """Training pictures whose regional style codes are known: synthetic people, whole and mixed by region and style layer.
 
-A shard (`shard-00000.npz`) follows from its number and the seed alone, so making them can stop and go on anywhere, by several processes.
+A shard (`shard-00000.npz`) follows from its number and the seed alone, so making them can stop and go on anywhere.
 """
 
 from __future__ import annotations
