@@ -22,9 +22,9 @@ from tasks.graph import UsageError
 
 VALIDATION_SHARDS = 2  # held out, the first ones
 
-_FIRST_SHARD, _HEAD, _TEACH, _OBJECTIVE = "data/shard-00000.npz", "preview_head.pt", "teach.pt", "objective.pt"
-_SETTLED_BY = {"seed": _FIRST_SHARD, "people": _FIRST_SHARD, "head_steps": _HEAD, "teach_steps": _TEACH, "objective_steps": _OBJECTIVE}
-"""Setting -> the file that holds what it decided: before that it may change. Minutes and device say how, not what, and always may."""
+_SHARDS, _HEAD, _TEACH, _OBJECTIVE = "data/shard-*.npz", "preview_head.pt", "teach.pt", "objective.pt"
+_SETTLED_BY = {"seed": _SHARDS, "people": _SHARDS, "head_steps": _HEAD, "teach_steps": _TEACH, "objective_steps": _OBJECTIVE}
+"""Setting -> the files that hold what it decided: before that it may change. Minutes and device say how, not what, and always may."""
 _MAY_GROW = ("people", "teach_steps", "objective_steps")
 
 
@@ -67,10 +67,10 @@ def opened(folder: Path, settings: TrainingSettings) -> Iterator[Path]:
     make_folder(folder, "--out")
     lock = lock_folder(folder, "--out")
     try:
-        _check_files(folder)
         path = folder / "training.json"
         if path.is_file():
             _check_same(folder, _read(path), settings)
+        _check_files(folder)
         write_atomic(path, (json.dumps(asdict(settings), indent=2) + "\n").encode())
         yield folder
     finally:
@@ -90,7 +90,7 @@ def _check_same(folder: Path, made_with: dict[str, Any], settings: TrainingSetti
         old = made_with.get(name, new)
         ended = name == "teach_steps" and (folder / _OBJECTIVE).is_file()  # the objective went on from there
         grows = name in _MAY_GROW and not ended
-        if old == new or not (folder / file).is_file() or (grows and new > old):
+        if old == new or not any(folder.glob(file)) or (grows and new > old):
             continue
         ways = [f"give at least {old}" if grows else f"give {old} again"]
         if name == "head_steps":
@@ -104,7 +104,7 @@ def _check_files(folder: Path) -> None:
     for name in (_HEAD, _TEACH, _OBJECTIVE):
         if (folder / name).is_file() and not zipfile.is_zipfile(folder / name):
             raise RunError(f"{folder / name}: the checkpoint cannot be read; remove it to do its part again")
-    for shard in (folder / "data").glob("shard-*.npz"):
+    for shard in folder.glob(_SHARDS):
         if not zipfile.is_zipfile(shard):
             print(f"e4s: {shard} is damaged; making it again", file=sys.stderr)
             shard.unlink()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from flows.cli import main
+from flows.training.data import shard_path
 from flows.training.folder import TrainingSettings, opened
 from storage.run import RunError
 from tasks.graph import UsageError
@@ -130,10 +131,21 @@ def test_damaged_files_are_named(tmp_path: Path, capsys: Text) -> None:
         pass
 
 
+def test_a_damaged_shard_does_not_let_another_seed_in(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number, content in ((0, b"cut"), (1, b"cut, too")):
+        shard_path(tmp_path / "data", number).write_bytes(content)
+    (tmp_path / "training.json").write_text('{"seed": 3}')
+    with pytest.raises(UsageError, match="was made with --seed 3, now 4"), opened(tmp_path, TrainingSettings(seed=4)):
+        pass
+    assert shard_path(tmp_path / "data", 0).is_file(), "refused before anything is removed"
+
+
 def test_planning_a_training_loads_neither_torch_nor_prefect(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
+from flows.training.data import shard_path
 from flows.training.folder import TrainingSettings, opened
 with opened(Path({str(tmp_path)!r}), TrainingSettings()): pass
 print([name for name in ("torch", "prefect") if name in sys.modules])
