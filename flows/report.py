@@ -41,7 +41,7 @@ from flows.finished import FinishedRun
 from flows.progress import duration, plural
 from storage.run import Row, RunError, RunFiles, RunFolder
 from storage.store import Artifact, Damaged, write_atomic
-from tasks.frame import ImageFile
+from tasks.frame import ImageFile, hash_file
 from tasks.graph import UsageError
 from tasks.stage import ItemError
 
@@ -209,13 +209,23 @@ def _measured_before(folder: RunFolder, done: Sequence[Row]) -> tuple[Evaluation
     if other:
         have = "has another result now, or none" if other == 1 else "have another result now, or none"
         return None, f"{other} of the {plural(len(found.pairs), 'pair')} that were measured {have}; {again} measures them anew"
+    still = {row.id: found.unusable[row.id] for row in done if row.id in found.unusable and not _whole(folder, row)}
     counted = len(found.pairs) - len(found.unusable)
     as_of = ""
-    if counted < len(done):
+    if counted < len(done) - len(still):
         last = max((line.get("time", "") for line in read_history(inside)), default="")
         when = f", as measured on {last[:16].replace('T', ' ')} UTC" if last else ""
         as_of = f"the numbers are of {counted} of the {plural(len(done), 'finished pair')}{when}; {again} measures the others, too"
-    return replace(found, unusable={}, notes=()), as_of
+    return replace(found, unusable=still, notes=()), as_of
+
+
+def _whole(folder: RunFolder, row: Row) -> bool:
+    """Whether a finished pair's output and pictures are there as they were, by their digests."""
+    pictures = ((folder.path / row.output, row.output_sha256), (row.source, row.source_sha256), (row.target, row.target_sha256))
+    try:
+        return all(hash_file(str(path)) == sha256 for path, sha256 in pictures)
+    except ItemError:
+        return False
 
 
 def _few(evaluation: Evaluation | None) -> str:

@@ -18,7 +18,11 @@ def add(commands: Commands) -> None:
     report = commands.add_parser("report", help="measure a run and write report/index.html, or compare two runs", epilog=EXIT_CODES)
     report.add_argument("run", help="run folder")
     report.add_argument("other", nargs="?", default="", help="a second run: compare it with the first, write OTHER/report/compare-RUN.html")
-    report.add_argument("--no-metrics", action="store_true", help="measure nothing: contact sheet, times and failures only")
+    report.add_argument(
+        "--no-metrics",
+        action="store_true",
+        help="measure nothing: contact sheet, times, failures, earlier numbers that hold",
+    )
     report.add_argument("--limit", type=int, default=24, help="how many pairs to show on the contact sheet")
     add_measuring(report)
     report.set_defaults(command=_report)

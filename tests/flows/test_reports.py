@@ -216,6 +216,10 @@ def test_failures_are_grouped_and_what_is_gone_is_named(runs: tuple[Path, Path],
     assert "outputs/000001.png cannot be read" in page
     assert "result: moved or changed" in page
     assert "1 pair is too few (at least 10)" in page
+    assert main(["report", str(folder.path), "--no-metrics"]) == 2
+    page = (folder.path / "report/index.html").read_text()
+    assert "outputs/000001.png cannot be read" in page, "known from the report before"
+    assert "measures the others" not in page, "it could not"
 
 
 def test_two_runs_compared(runs: tuple[Path, Path], capsys: Text) -> None:
