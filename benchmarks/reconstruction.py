@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from tasks.stage import Array, ItemError, UInt8
 FIRST_SEED = 900_000
 TRUNCATION = 0.7
 METRICS = ("ssim", "psnr", "rmse", "lpips", "identity_cosine")
-DEFAULTS = make_settings("mobile").options["encode_driven"]
 WAYS = ("mean", "one pass", "steps", "true code")
 PAPER = {"encoder": {"ssim": 0.82, "psnr": 19.85, "rmse": 0.105}, "refined": {"ssim": 0.86, "psnr": 23.02, "rmse": 0.07}}
 """The paper's Table 3 (CelebAMask-HQ): RGI, and RGI with optimization."""
@@ -65,12 +64,14 @@ def photos(folder: Path) -> Iterator[Face]:
 
 
 def invert_all(
-    faces: Iterator[Face], ways: Sequence[str], steps: Sequence[int], known: set[tuple[str, str]], generator: MobileStyleGAN
+    faces: Iterator[Face],
+    ways: Sequence[str],
+    configs: Mapping[str, EncoderConfig],
+    known: set[tuple[str, str]],
+    generator: MobileStyleGAN,
 ) -> Iterator[dict[str, Any]]:
-    """A row per face and way, those in `known` left out."""
+    """A row per face and way, of WAYS and by the name of a config; those in `known` left out."""
     parser = FaceParser.load("cpu")
-    configs = {"one pass": EncoderConfig()} if "one pass" in ways else {}
-    configs |= {f"steps {n}": EncoderConfig(passes=DEFAULTS["passes"], steps=n) for n in steps} if "steps" in ways else {}
     networks = {name: encode_regions.STAGE.load(config, "cpu") for name, config in configs.items()}
     to_canvas = np.eye(3)
     mean = np.broadcast_to(generator.mean_w.numpy(), (NUM_REGIONS, NUM_LAYERS, 512))
@@ -97,10 +98,11 @@ def invert_all(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    defaults = make_settings("mobile").options["encode_driven"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=200)
     parser.add_argument("--photos", type=Path, help="folder of photographs")
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, DEFAULTS["steps"], 50])
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, defaults["steps"], 50])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which to make; rows of others that are there are kept")
     parser.add_argument("--out", type=Path, help="rows, JSON lines; kept between calls")
     parser.add_argument("--quick", action="store_true", help="one person, few steps: that it runs, not how well")
@@ -113,9 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = {(row["face"], row["way"]) for row in rows}
     generator = MobileStyleGAN.load()
     steps = sorted(set(chosen.steps))
+    configs = {"one pass": EncoderConfig()} if "one pass" in chosen.ways else {}
+    if "steps" in chosen.ways:
+        configs |= {f"steps {n}": EncoderConfig(passes=defaults["passes"], steps=n) for n in steps}
     sources = [people(generator, chosen.people), *([photos(chosen.photos)] if chosen.photos else [])]
     for faces in sources:
-        for row in invert_all(faces, chosen.ways, steps, known, generator):
+        for row in invert_all(faces, chosen.ways, configs, known, generator):
             rows.append(row)
             if chosen.out:
                 with chosen.out.open("a") as file:

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 from flows.engine import Progress, Results, Shared, StageCall
-from flows.plan import Plan
+from flows.plan import Plan, keys_of
 from flows.remote import Kit
 from flows.workers import Crashed, Crew, Errand, kit_of
 from storage.store import Artifact
 from tasks.graph import Graph, Item, Work, needed
-from tasks.runner import ChunkJob, ChunkResult, Outcome
+from tasks.runner import ChunkJob, ChunkResult, Outcome, work_lists
 
 AHEAD = 2  # parts that a worker is given at a time: one runs, one waits there
 
@@ -80,7 +80,7 @@ class Cluster:
                 if following is None:
                     break
                 job = self._shared.equip(following)
-                open_keys = frozenset(work.key for work in self._left(job) if work.key in job.shared)
+                open_keys = self._open(job)
                 blocking = next((key for key in sorted(open_keys) if key in making), None)
                 if blocking:
                     waiting.setdefault(blocking, []).append(job)
@@ -110,11 +110,13 @@ class Cluster:
             release(open_keys)
             yield job, result
 
+    def _open(self, job: ChunkJob) -> frozenset[str]:
+        """Keys of the work that a chunk shares with others and that is left to do, as far as its items need it."""
+        return frozenset(work.key for work in self._left(job) if work.key in job.shared) if job.shared else frozenset()
+
     def _left(self, job: ChunkJob) -> list[Work]:
-        """The work of a job that is not done, as far as its items need it."""
-        works = _works(self._plan.graph, job.items)
-        finals = job.only or {self._plan.graph.works(item)[self._plan.graph.final[0], ""].key for item in job.items}
-        return needed(works, finals, job.known.keys())
+        _, finals, works = work_lists(self._plan.graph, job.items)
+        return needed(works, job.only or finals, job.known.keys())
 
     def _show(self, event: Mapping[str, Any], flying: Mapping[int, tuple[ChunkJob, frozenset[str]]], within: dict[int, float]) -> None:
         number = event["chunk"]
@@ -140,8 +142,10 @@ class Cluster:
         """What a job asks for, from part to part, added to `total`; what a part finds damaged is made again by the parts before it."""
         known = {**job.known, **{artifact.key: artifact for artifact in total.artifacts}}
         items = [item for item in job.items if not outcomes[item.id].reason]
-        wanted = {work.node for work in self._left(replace(job, known=known))}
-        index, visited = 0, [part for part in self._parts if not job.only or part.nodes & wanted]
+        index, visited = 0, self._parts
+        if job.only:
+            wanted = {work.node for work in self._left(job)}
+            visited = [part for part in self._parts if part.nodes & wanted]
         while items and index < len(visited):
             part = visited[index]
             nodes = None if len(self._parts) == 1 else part.nodes
@@ -166,7 +170,7 @@ class Cluster:
         found: list[Artifact] = []
 
         def again(sent: ChunkJob) -> ChunkJob:
-            known = self._plan.store.lookup(_works(self._plan.graph, job.items).keys())
+            known = self._plan.store.lookup(set(keys_of(self._plan.graph, job.items)))
             found[:] = [artifact for key, artifact in known.items() if key not in job.known]
             return replace(sent, known={**job.known, **known})
 
@@ -205,8 +209,3 @@ def _add(total: ChunkResult, result: ChunkResult, outcomes: dict[str, Outcome]) 
 
 def _empty(items: Iterable[Item]) -> ChunkResult:
     return ChunkResult([Outcome(item.id) for item in items], [], {}, {}, [])
-
-
-def _works(graph: Graph, items: Iterable[Item]) -> dict[str, Work]:
-    """All work that items may need by key, producers first."""
-    return {work.key: work for item in items for work in graph.works(item).values()}

@@ -38,11 +38,26 @@ def opening(plan: Plan) -> str:
     return text + (f", {failed} cannot be done" if failed else "")
 
 
+@dataclass
+class Pace:
+    """How fast a count grows since it was first seen, `now` in s."""
+
+    since: float
+    first: int  # what was done then
+
+    def __call__(self, done: float, total: int, now: float) -> tuple[float, float] | None:
+        """Per minute, and s until all is done; None if nothing tells."""
+        if done <= self.first or now <= self.since:
+            return None
+        each = (now - self.since) / (done - self.first)
+        return 60 / each, each * (total - done)
+
+
 class _Rate:
     """Items per second since the start, and what is left at that rate."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.failed, self.began = total, 0, 0, time.monotonic()
+        self.total, self.done, self.failed, self.pace = total, 0, 0, Pace(time.monotonic(), 0)
         self.within = 0.0  # items' worth of work done in the running chunk
 
     def add(self, rows: list[Row]) -> None:
@@ -54,10 +69,9 @@ class _Rate:
         """Nothing before the first pair is done: shares of it count stages, and those take from milliseconds to many seconds."""
         if not self.done:
             return ""
-        done = self.done + self.within
-        per_item = (time.monotonic() - self.began) / done
+        found = self.pace(self.done + self.within, self.total, time.monotonic())
         failed = f", {self.failed} failed" if self.failed else ""
-        return f"{60 / per_item:.1f} pairs/min, {duration(per_item * (self.total - done))} left{failed}"
+        return f"{found[0]:.1f} pairs/min, {duration(found[1])} left{failed}" if found else ""
 
 
 class Lines:
@@ -133,21 +147,6 @@ class Count(Protocol):
     """Told how many are done, of how many; `part` names what they are of, where there are several such counts after each other."""
 
     def __call__(self, done: int, total: int, part: str = "") -> None: ...
-
-
-@dataclass
-class Pace:
-    """How fast a count grows since it was first seen, `now` in s."""
-
-    since: float
-    first: int  # what was done then
-
-    def __call__(self, done: int, total: int, now: float) -> tuple[float, float] | None:
-        """Per minute, and s until all is done; None if nothing tells."""
-        if done <= self.first or now <= self.since:
-            return None
-        each = (now - self.since) / (done - self.first)
-        return 60 / each, each * (total - done)
 
 
 @contextmanager

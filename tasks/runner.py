@@ -11,7 +11,7 @@ import os
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,13 @@ Call = Callable[[str, Callable[[], None]], None]
 
 WorkLists = tuple[list[dict[Ref, Work]], list[str], dict[str, Work]]
 """A chunk's work item by item, the keys of its final artifacts, and all its work by key."""
+
+
+def work_lists(graph: Graph, items: Iterable[Item]) -> WorkLists:
+    """The work that keys decide for these items; what is needed of it, `needed` says."""
+    by_item = [graph.works(item) for item in items]
+    finals = [work.key for works in by_item for place, work in works.items() if place in graph.wanted]
+    return by_item, finals, {work.key: work for works in by_item for work in works.values()}
 
 
 class DiskFull(Exception):
@@ -141,9 +148,7 @@ class Worker:
         if ids not in self.lists:
             if len(self.lists) > 2:
                 self.lists.pop(next(iter(self.lists)))
-            by_item = [self.graph.works(item) for item in job.items]
-            finals = [work.key for works in by_item for place, work in works.items() if place in self.graph.wanted]
-            self.lists[ids] = by_item, finals, {work.key: work for works in by_item for work in works.values()}
+            self.lists[ids] = work_lists(self.graph, job.items)
         return self.lists[ids]
 
     def images_read(self, job: ChunkJob) -> dict[str, Image]:

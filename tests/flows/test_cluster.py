@@ -32,7 +32,7 @@ from flows.profiles import make_settings
 from flows.progress import Lines
 from flows.remote import Kit, examine
 from flows.workers import ClusterError, own_workers
-from storage.run import RunFolder
+from storage.run import Row, RunFolder
 from storage.store import Store
 from tasks.graph import Graph, UsageError
 
@@ -68,15 +68,21 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 class Told(Lines):
-    """Progress that does something when a stage begins."""
+    """Progress that does something when a stage begins, or when a chunk is done."""
 
-    def __init__(self, then: Callable[[int, str], None] = lambda chunk, node: None) -> None:
-        self.then, self.stages = then, list[tuple[int, str]]()
+    def __init__(
+        self, then: Callable[[int, str], None] = lambda chunk, node: None, after: Callable[[list[Row]], None] = lambda rows: None
+    ) -> None:
+        self.then, self.after, self.stages = then, after, list[tuple[int, str]]()
 
     def stage(self, chunk: int, node: str) -> None:
         super().stage(chunk, node)
         self.stages.append((chunk, node))
         self.then(chunk, node)
+
+    def advance(self, rows: list[Row]) -> None:
+        super().advance(rows)
+        self.after(rows)
 
 
 def request(inputs: tuple[str, str], run: Path, **changes: Any) -> Request:
@@ -142,7 +148,7 @@ def test_chunks_that_share_a_picture_are_at_work_together(
     cluster: Processes, inputs: tuple[str, str], alone: tuple[dict[str, str], Summary], tmp_path: Path
 ) -> None:
     progress = Told()
-    assert carry_out(request(inputs, tmp_path, dask=cluster.address, changes=("swap.seconds=0.3",)), progress) == alone[1]
+    assert carry_out(request(inputs, tmp_path, dask=cluster.address, changes=("swap.seconds=0.6",)), progress) == alone[1]
     swaps = [at for at, (_, node) in enumerate(progress.stages) if node == "swap"]
     pasted = next(at for at, (_, node) in enumerate(progress.stages) if node == "paste")
     assert swaps[1] < pasted, progress.stages
@@ -253,14 +259,14 @@ def test_a_scheduler_that_comes_back_costs_nothing_that_is_finished(
 def test_a_scheduler_that_stays_away_ends_the_run_in_order(fragile: Processes, inputs: tuple[str, str], tmp_path: Path) -> None:
     scheduler, worker = fragile.ready("last")
 
-    def stop(chunk: int, node: str) -> None:
-        if (chunk, node) == (1, "blend") and scheduler.poll() is None:  # chunk 0 was told by then
+    def stop(rows: list[Row]) -> None:
+        if scheduler.poll() is None:
             os.killpg(scheduler.pid, signal.SIGKILL)
             scheduler.wait()
 
     wanted = request(inputs, tmp_path / "run", dask=fragile.address, dask_wait=3.0, changes=["swap.seconds=0.2"])
     with pytest.raises(ClusterError, match=r"no Dask scheduler came back there .* repeat the same command \(nothing finished is lost\)"):
-        carry_out(wanted, Told(stop))
+        carry_out(wanted, Told(after=stop))
     worker.wait(timeout=60)  # a worker ends with its scheduler
     rows = RunFolder(tmp_path / "run").read_rows()
     assert {row.status for row in rows} == {"done", "left"}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from e4s_models.weights import DEFAULT_WEIGHTS
 from flows.plan import PAIR_NODES, PAIR_RESULT
 from flows.profiles import check_effect, make_settings
 from tasks.graph import Graph, Image, Item, Settings, UsageError, needed, pick_backend
@@ -130,6 +131,10 @@ def test_what_would_have_no_effect_is_refused(stages: list[str], changes: list[s
     refused = pytest.raises(UsageError, match=f"has no effect here, since {idle} does not run; what runs is align, ")
     with refused if idle else nullcontext():
         check_effect(chosen, stages, changes)
+
+
+def test_the_default_weights_are_all_that_the_default_profile_needs() -> None:
+    assert set(graph(make_settings("mobile")).weights()) <= set(DEFAULT_WEIGHTS)
 
 
 def test_a_backend_may_come_from_another_package() -> None:
