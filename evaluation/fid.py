@@ -16,6 +16,8 @@ from e4s_models.checks import check_shape
 
 Float64 = npt.NDArray[np.float64]
 
+FULL_RANK = 2049  # pictures: with fewer the covariance of Inception's 2048 features is singular, and FID depends much on how many there are
+
 
 class Gaussian:
     """Mean and covariance of features that come in batches; memory does not grow with their number."""

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from e4s_models.regions import REGION_COLORS
 from evaluation.charts import Point, histogram, number, trend
+from evaluation.fid import FULL_RANK
 from evaluation.protocols import INTERVAL, PROTOCOLS, Quoted
 from evaluation.results import Evaluation, MetricLine, Unavailable
 
@@ -190,6 +191,8 @@ def headline(evaluation: Evaluation, sources: int) -> str:
     for name, words in (("pose", "pose is {} off the target's"), ("expression", "expression {}"), ("fid", "FID {}")):
         if line := firsts.get(name):
             said.append(words.format(shown(line)) + _around(line))
+            if name == "fid" and line.measured.count < FULL_RANK:
+                said[-1] += f" of {plural_pairs(line.measured.count)} (compare with as many only)"
     if not said:
         return ""
     sentence = "; ".join(said)

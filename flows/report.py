@@ -335,9 +335,10 @@ def told(folder: RunFolder, report: Report) -> list[str]:
     ]
 
 
-def exit_code(folder: RunFiles[Any]) -> int:
-    """Of a report on a run: 2 if items of it failed, which the page names, else 0."""
-    return 2 if any(row.status == "failed" for row in folder.read_rows()) else 0
+def exit_code(folder: RunFiles[Any], report: Report | None = None) -> int:
+    """Of a report on a run: 2 if items failed, or their files are gone or damaged, which the page names, else 0."""
+    unusable = report.evaluation.unusable if report and report.evaluation else ()
+    return 2 if unusable or any(row.status == "failed" for row in folder.read_rows()) else 0
 
 
 # -- best and worst ----------------------------------------------------------------------------------------------------------------------

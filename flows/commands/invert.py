@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.commands.options import EXIT_CODES, add_settings, changes_of
+from flows.commands.options import EXIT_CODES, add_settings
 from tasks.stage import ItemError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _invert(arguments: argparse.Namespace) -> int:
             arguments.output,
             profile=arguments.profile,
             stages=arguments.stage,
-            changes=changes_of(arguments),
+            changes=arguments.set,
             device=arguments.device,
             face=arguments.face,
             max_pixels=arguments.max_pixels,

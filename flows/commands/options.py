@@ -33,6 +33,19 @@ class Parser(argparse.ArgumentParser):
         return parsed, unknown
 
 
+class Choose(argparse.Action):
+    """Collects `name=value` texts and refuses two values of one name. `const`: the name that the option stands for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        text = f"{self.const}={value}" if self.const else value
+        earlier: list[str] = getattr(namespace, self.dest)
+        name = text.partition("=")[0]
+        for other in earlier:
+            if other != text and other.partition("=")[0] == name:
+                parser.error(f"{other} and {text} contradict each other; leave one out")
+        setattr(namespace, self.dest, [*earlier, text])
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
@@ -40,13 +53,21 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="mobile (default, 1024 px, swap=codes), fast (256 px, swap=composite, for tests), paper (the authors' checkpoints), "
         "or a .toml file",
     )
-    parser.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=composite")
-    parser.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="a setting, such as blend.levels=6")
+    parser.add_argument(
+        "--stage", action=Choose, default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=composite; may be repeated"
+    )
+    parser.add_argument(
+        "--set", action=Choose, default=[], metavar="STAGE.SETTING=VALUE", help="a setting, such as blend.levels=6; may be repeated"
+    )
     parser.add_argument(
         "--refine",
+        action=Choose,
+        dest="set",
+        const="encode_driven.steps",
+        default=[],
         type=int,
         metavar="STEPS",
-        help="steps of optimization after the encoder, of the source's codes (default 20): encode_driven.steps",
+        help="steps of optimization after the encoder, of the source's codes (default 20): --set encode_driven.steps=STEPS",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
     parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
@@ -91,12 +112,6 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda: where the networks that measure run")
 
 
-def changes_of(arguments: argparse.Namespace) -> list[str]:
-    """`--set` and what stands for one."""
-    refine: int | None = arguments.refine
-    return [*arguments.set, *([] if refine is None else [f"encode_driven.steps={refine}"])]
-
-
 def pipeline_request(arguments: argparse.Namespace, manifest: str, run: str, keep: Keep) -> Request:
     from flows.plan import Request
 
@@ -105,7 +120,7 @@ def pipeline_request(arguments: argparse.Namespace, manifest: str, run: str, kee
         run=run,
         profile=arguments.profile,
         stages=arguments.stage,
-        changes=changes_of(arguments),
+        changes=arguments.set,
         device=arguments.device,
         keep=keep,
         store=arguments.store,

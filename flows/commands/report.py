@@ -48,7 +48,7 @@ def _report(arguments: argparse.Namespace) -> int:
             print(line)
         return 0
     if arguments.no_metrics or ((rows := folder.read_rows()) and all(row.status == "failed" for row in rows)):
-        write_report(folder, None, arguments.limit)
+        report = write_report(folder, None, arguments.limit)
         if not arguments.no_metrics:
             print("every pair failed: nothing was measured")
         print(f"report: {folder.path / PAGE}")
@@ -57,7 +57,7 @@ def _report(arguments: argparse.Namespace) -> int:
             report = evaluate_and_report(folder, protocols, arguments.device, arguments.limit, progress)
         for line in told(folder, report):
             print(line)
-    return exit_code(folder)
+    return exit_code(folder, report)
 
 
 def _report_videos(arguments: argparse.Namespace, folder: VideoRunFolder) -> int:

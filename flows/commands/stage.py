@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from flows.commands.options import EXIT_CODES
+from flows.commands.options import EXIT_CODES, Choose
 
 if TYPE_CHECKING:
     from flows.commands.options import Commands
@@ -18,8 +18,8 @@ def add(commands: Commands) -> None:
     stage.add_argument("item", help="id of the pair")
     stage.add_argument("-o", "--output", required=True, help="folder for what the stage writes")
     stage.add_argument("--role", choices=("source", "target"), default="target", help="whose picture, for per-image stages")
-    stage.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="another backend")
-    stage.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="another setting")
+    stage.add_argument("--stage", action=Choose, default=[], metavar="STAGE=BACKEND", help="another backend")
+    stage.add_argument("--set", action=Choose, default=[], metavar="STAGE.SETTING=VALUE", help="another setting")
     stage.set_defaults(command=_stage)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from flows.commands.options import EXIT_CODES
+from flows.commands.options import EXIT_CODES, Choose
 
 if TYPE_CHECKING:
     from flows.commands.options import Commands
@@ -24,8 +24,8 @@ def add(commands: Commands) -> None:
         help="say what repeating the run's command would compute, per stage, and why; nothing is changed",
     )
     status.add_argument("--profile", default="", help="with --why: another profile than the run's")
-    status.add_argument("--stage", action="append", default=[], metavar="STAGE=BACKEND", help="with --why: another backend")
-    status.add_argument("--set", action="append", default=[], metavar="STAGE.SETTING=VALUE", help="with --why: another setting")
+    status.add_argument("--stage", action=Choose, default=[], metavar="STAGE=BACKEND", help="with --why: another backend")
+    status.add_argument("--set", action=Choose, default=[], metavar="STAGE.SETTING=VALUE", help="with --why: another setting")
     status.add_argument("--verify", action="store_true", help="with --why: check the digest of everything finished")
     status.set_defaults(command=_status)
 

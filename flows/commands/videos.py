@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from flows.commands.options import EXIT_CODES, add_dask, add_settings, changes_of
+from flows.commands.options import EXIT_CODES, add_dask, add_settings
 
 if TYPE_CHECKING:
     from flows.commands.options import Commands
@@ -55,7 +55,7 @@ def _videos(arguments: argparse.Namespace) -> int:
     from flows.video_why import print_video_why, video_headline
 
     output = {name: getattr(arguments, name) for name in ("codec", "quality", "pixel_format", "container")}
-    changes = [*changes_of(arguments), *(f"output.{name}={value}" for name, value in output.items() if value not in ("", None))]
+    changes = [*arguments.set, *(f"output.{name}={value}" for name, value in output.items() if value not in ("", None))]
     names = ("manifest", "run", "profile", "device", "keep", "store", "chunk", "workers", "source_face", "face", "max_pixels")
     more = ("fail_fast", "verify", "retry", "max_attempts", "dask", "dask_wait", "threads")
     given = {name: getattr(arguments, name) for name in (*names, *more)}

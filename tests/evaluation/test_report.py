@@ -217,6 +217,8 @@ def test_no_pairs_one_pair_no_metrics() -> None:
     assert "no interval: 1 pair is too few (at least 10)" in text
     assert headline(empty, 0) == ""
     assert headline(one, 1) == "100% of the results find their own source first among 1, by net; pose is 1.50° off the target's."
+    few = evaluation([line("fid", [0.0, 0.0], whole=12.5)], ["a", "b"])
+    assert headline(few, 2) == "FID 12.5 of 2 pairs (compare with as many only)."
 
 
 def test_equal_values_have_no_histogram() -> None:

@@ -96,13 +96,21 @@ def test_cuda_without_a_gpu_is_an_error(people_folder: Path, tmp_path: Path, cap
     fails_with(capsys, "finds no CUDA device")
 
 
-def test_a_mistyped_option_names_the_command_and_what_may_be_meant(tmp_path: Path, capsys: Text) -> None:
+def test_mistyped_and_contradicting_options_name_the_command_and_what_may_be_meant(tmp_path: Path, capsys: Text) -> None:
     for arguments, said in (
         (
             ["cache", "prune", str(tmp_path), "--unusd"],
             "unrecognized arguments: --unusd; did you mean --unused? (see e4s cache prune --help)",
         ),
         (["pairs", "a.csv", "--run", "r", "--retyr=failed"], "--retyr=failed; did you mean --retry? (see e4s pairs --help)"),
+        (
+            ["pairs", "a.csv", "--run", "r", "--refine", "5", "--set", "encode_driven.steps=9"],
+            "encode_driven.steps=5 and encode_driven.steps=9 contradict each other; leave one out (see e4s pairs --help)",
+        ),
+        (
+            ["stage", "swap", "--stage", "swap=codes", "--stage", "swap=composite"],
+            "swap=codes and swap=composite contradict each other; leave one out (see e4s stage --help)",
+        ),
         (["status", str(tmp_path), "--nothing-like-it"], "unrecognized arguments: --nothing-like-it (see e4s status --help)"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -222,6 +222,13 @@ def test_failures_are_grouped_and_what_is_gone_is_named(runs: tuple[Path, Path],
     assert "measures the others" not in page, "it could not"
 
 
+def test_outputs_that_are_gone_give_exit_code_2(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = copied(runs[0], tmp_path / "gone")
+    (folder.path / folder.read_rows()[1].output).unlink()
+    for options in (["--device", "cpu"], ["--no-metrics"]):
+        assert main(["report", str(folder.path), *options]) == 2
+
+
 def test_two_runs_compared(runs: tuple[Path, Path], capsys: Text) -> None:
     a, b = runs
     assert main(["report", str(a), str(b), "--device", "cpu"]) == 0
