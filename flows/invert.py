@@ -76,7 +76,7 @@ def invert(
 
     known: dict[str, Any] = {"image": ImageFile(image, hash_file(image)), "face_index": face}
     for node in NODES:  # the metrics need all of them, whatever the encoder reads
-        made = run_node(graph, node.name, {read: known[node.wires[read]] for read in graph.reads(node.name)})
+        made = run_node(graph, node.name, {read: known[graph.wire(node, read)] for read in graph.reads(node.name)})
         known |= {f"{node.name}.{name}": value for name, value in made.items()}
     crop, regions, codes, to_canvas = (
         known[name] for name in ("align.face", "parse.regions", "encode_driven.codes", "encode_driven.to_canvas")

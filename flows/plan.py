@@ -26,6 +26,7 @@ from tasks.runner import ChunkJob, Keep, cpu_threads, failure
 from tasks.stage import ItemError
 
 _TARGET = {"target_face": "target.align.face", "target_regions": "target.parse.regions"}
+_DRIVEN_REGIONS = "reenact.regions|parse_driven.regions"
 
 PAIR_NODES: tuple[Node, ...] = (
     Node("align", "align", "image", {"image": "image", "face_index": "face_index"}, checkpoint=True),
@@ -47,6 +48,7 @@ PAIR_NODES: tuple[Node, ...] = (
             "source_face": "source.align.face",
             "source_points": "source.mesh.points",
             "source_blendshapes": "source.mesh.blendshapes",
+            "source_regions": "source.parse.regions",
             "target_face": "target.align.face",
             "target_points": "target.mesh.points",
             "target_blendshapes": "target.mesh.blendshapes",
@@ -60,7 +62,7 @@ PAIR_NODES: tuple[Node, ...] = (
         {
             "image": "source.image",
             "face": "reenact.driven",
-            "labels": "parse_driven.regions",
+            "labels": _DRIVEN_REGIONS,
             "crop_to_frame": "target.align.crop_to_frame",
         },
         checkpoint=True,  # most of a pair's time, in 0.3 MB
@@ -71,7 +73,7 @@ PAIR_NODES: tuple[Node, ...] = (
         "pair",
         {
             "face": "reenact.driven",
-            "regions": "parse_driven.regions",
+            "regions": _DRIVEN_REGIONS,
             "codes": "encode_driven.codes",
             "styles": "encode_driven.styles",
         },
@@ -83,7 +85,10 @@ PAIR_NODES: tuple[Node, ...] = (
         "pair",
         {
             "driven": "reenact.driven",
-            "driven_regions": "parse_driven.regions",
+            "driven_regions": _DRIVEN_REGIONS,
+            "visible": "reenact.visible",
+            "turned": "reenact.turned",
+            "source_crop_to_frame": "source.align.crop_to_frame",
             "driven_codes": "encode_driven.codes",
             "target_codes": "target.encode.codes",
             "driven_styles": "encode_driven.styles",

@@ -230,7 +230,7 @@ def make_video_plan(request: VideoRequest, *, dry: bool = False) -> VideoPlan:
     if "align" in settings.backends:
         raise UsageError("--stage align: in a video the face is followed; leave it out")
     backends = dict(settings.backends)
-    if own["smooth"].light and settings.backends.get("recolor", "guided") == "guided":
+    if own["smooth"].light and settings.backends.get("recolor", "guided") in ("guided", "lab"):
         backends.setdefault("light", "skin")
         if "side" in options.get("recolor", {}):
             options["light"] = {"side": options["recolor"]["side"], **options.get("light", {})}

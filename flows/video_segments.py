@@ -141,8 +141,8 @@ class _Faces(_OnFrames):
 
     def __init__(self, desk: Desk, unit: Tuning, notes: Notes, result: UnitResult) -> None:
         super().__init__(desk, unit, desk.driving_worker, notes, result)
-        wires = self.graph.all_nodes["tune"].wires
-        self._reads = {read: wires[read].split(".") for read in self.graph.reads("tune")}  # -> node, output
+        tune = self.graph.all_nodes["tune"]
+        self._reads = {read: self.graph.wire(tune, read).split(".") for read in self.graph.reads("tune")}  # -> node, output
 
     def tune(self) -> Outputs:
         """Writes `tuning`, see `tasks.tune.tune_faces`. Raises ItemError where no frame will do."""

@@ -20,8 +20,8 @@ STAGES = ("align", "mesh", "reenact", "parse", "light", "encode", "tune", "swap"
 MORE_BACKENDS = {
     "reenact": ("tasks.reenact_network",),
     "encode": ("tasks.encode_regions", "tasks.encode_rgi"),
-    "swap": ("tasks.swap_codes", "tasks.swap_rgi"),
-    "recolor": ("tasks.recolor_network",),
+    "swap": ("tasks.swap_fused", "tasks.swap_codes", "tasks.swap_rgi"),
+    "recolor": ("tasks.recolor_lab", "tasks.recolor_network"),
     "inpaint": ("tasks.inpaint_network",),
 }
 """Modules with further backends of a stage, where one file would hold two methods."""
@@ -61,8 +61,9 @@ class Node:
     """One stage at one place of the graph.
 
     A wire names where an input comes from: `image` and `face_index` (the picture itself), `align.face` (another node's output), for nodes
-    of a pair also with the role in front (`source.align.face`). A backend takes the wires that it reads. A node is called as its stage, or
-    so with something behind it (`encode_driven`).
+    of a pair also with the role in front (`source.align.face`). Several names with `|` between are alternatives: the first counts whose
+    producer's backend writes it. A backend takes the wires that it reads. A node is called as its stage, or so with something behind it
+    (`encode_driven`).
     """
 
     name: str
@@ -218,22 +219,29 @@ class Graph:
     def _inputs(self, node: str) -> Iterator[tuple[str, str]]:
         """(producer, output) of everything that a node's backend reads of other nodes."""
         for read in self.reads(node):
-            *path, output = self._wire(self.all_nodes[node], read).split(".")
+            *path, output = self.wire(self.all_nodes[node], read).split(".")
             if output not in _ROOTS:
                 yield path[-1], output
 
     def reads(self, name: str) -> tuple[str, ...]:
         """Inputs that a node takes with the chosen backends: all that its own declares, and of the optional ones those that are written."""
         stage, wires = self.stages[name], self.all_nodes[name].wires
-        wired = [(read, wires[read].split(".")) for read in stage.optional if read in wires]
-        return (*stage.reads, *(read for read, path in wired if path[-1] in self.stages[path[-2]].writes))
+        optional = [read for read in stage.optional if read in wires]
+        return (*stage.reads, *(read for read in optional if self._is_written(self.wire(self.all_nodes[name], read))))
 
-    def _wire(self, node: Node, read: str) -> str:
+    def wire(self, node: Node, read: str) -> str:
+        """Return where a node's input comes from with the chosen backends. Raises UsageError if the node is not given it."""
         if read not in node.wires:
             raise UsageError(
                 f"stage {node.stage}, backend {self.stages[node.name].backend}, reads {read!r}, which {node.name} is not given"
             )
-        return node.wires[read]
+        *alternatives, last = node.wires[read].split("|")
+        return next((wire for wire in alternatives if self._is_written(wire)), last)
+
+    def _is_written(self, wire: str) -> bool:
+        """Return whether the producer that a wire names writes the output that it names."""
+        *path, output = wire.split(".")
+        return output in _ROOTS or output in self.stages[path[-1]].writes
 
     def _check_written(self, reader: str, producer: str, output: str) -> None:
         reads, writes = self.stages[reader], self.stages[producer]
@@ -292,7 +300,7 @@ class Graph:
             return Work(node.name, digest(["given", self._prints[node.name], item.given[node.name, role]]), reads, constants)
         image = item.images[role] if role else None
         for read in self.reads(node.name):
-            *path, output = self._wire(node, read).split(".")
+            *path, output = self.wire(node, read).split(".")
             of = item.images[role or path.pop(0)] if output == "image" else image
             if output == "face_index" and of:
                 constants[read] = of.face_index

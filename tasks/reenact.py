@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from e4s_models.checks import check_shape
 from e4s_models.face_mesh import (
+    BLENDSHAPE_NAMES,
     NUM_POINTS,
     NUM_VERTICES,
     Float32,
@@ -24,6 +25,9 @@ from e4s_models.face_mesh import (
     fit_similarity,
     load_expression_basis,
 )
+from e4s_models.morphology import grow, shrink
+from e4s_models.push_pull import blur_normalised, fill_low_frequencies, shrink_area
+from e4s_models.regions import Region
 from tasks.stage import Cost, Inputs, ItemError, Outputs, Stage, each
 
 Bool = npt.NDArray[np.bool_]
@@ -32,13 +36,18 @@ Bool = npt.NDArray[np.bool_]
 _LIP_CORNERS = (78, 308)
 _UPPER_LIP = (191, 80, 81, 82, 13, 312, 311, 310, 415)  # inner rim, image left to right
 _LOWER_LIP = (95, 88, 178, 87, 14, 317, 402, 318, 324)
+_INNER_LIPS = (*_LIP_CORNERS, *_UPPER_LIP, *_LOWER_LIP)
 _EYES = (  # corners (image left, right), upper lid, lower lid, iris centre, iris right, iris left
     ((33, 133), (246, 161, 160, 159, 158, 157, 173), (7, 163, 144, 145, 153, 154, 155), 468, 469, 471),
     ((362, 263), (398, 384, 385, 386, 387, 388, 466), (382, 381, 380, 374, 373, 390, 249), 473, 474, 476),
 )
 _OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
          152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
+_SKIN = (Region.SKIN, Region.NOSE)
+_FEATURES = (Region.LIPS, Region.BROWS, Region.EYES, Region.NOSE, Region.SKIN, Region.MOUTH)
+_SHUT = 0.06  # opening of lids, in eye widths, below which no eyeball is seen
 _SUBPIXEL = 4  # bits of the rasteriser's fixed point
+_MOUTH_SHAPES = tuple(index for index, name in enumerate(BLENDSHAPE_NAMES) if name.startswith(("jaw", "mouth")) and name != "mouthClose")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +57,25 @@ class MeshConfig:
     expression: float = 1.0  # share of the target's change of expression that is followed
     follow_gaze: bool = True
     max_displacement: float = 2.5  # cm, a vertex moves no further by expression (mouth wide open: 4 at the chin)
-    eye_follow: float = 0.5  # share of the lids' opening taken from the target itself, the rest from the coefficients
+    lip_follow: float = 0.7  # share of the lips' shape taken from a target with a strong expression of the mouth
+    eye_follow: float = 0.75  # share of the lids' opening taken from the target itself, the rest from the coefficients
+    wink: float = 0.12  # difference of the lids' openings (in eye widths) from which on the target's eyes are not a pair
     max_eye_opening: float = 1.35  # times the source's: beyond it the iris is drawn out
-    borrow_mouth: float = 0.5  # source's opening / driven opening: below it the inner mouth is the target's
+    borrow_mouth: float = 0.8  # source's opening / driven opening: below it the inner mouth is the target's
+    borrow_wide: float = 1.5  # the same ratio above which the inner mouth is the target's, too: teeth are not squashed
     max_gaze: float = 0.4  # half widths of the eye
     mouth_shade: float = 0.55  # how much darker the teeth get while the lips close over them
     hidden_detail: float = 30.0  # grey levels: how much detail what is not seen in the source may have
     rim: tuple[float, float] = (0.015, 0.06)  # face widths from the mesh's outline in the source: unusable below, trusted above
     hidden: tuple[float, float] = (0.05, 0.3)  # cosine of normal and view in the source: unusable below, trusted above
+    stretch: tuple[float, float] = (0.28, 0.5)  # px of the source per px of the driven face: no texture below, full trust above
+    closed_eye: float = 0.12  # opening of the source's lids, in eye widths, below which its eyes cannot be opened
+    eye_patch: float = 0.022  # reach around eyes that the source does not show and the target lends, as a fraction of the side
+    lens_frame: float = 0.016  # width of the strip along the outline of glasses that is their frame, as a fraction of the side
+    hair: float = 0.014  # strip of skin along the source's hair that counts as hair, as a fraction of the side
+    fringe: float = 0.1  # reach of the fringe, likewise: in it, skin darker than the face's is strands or their shadow
+    fringe_contrast: float = 2.0  # robust deviations of the skin's luminance from which on it counts as such
+    clear_lens: float = 0.6  # brightness of eyes behind lenses, as a share of the skin's, below which the lenses are dark
 
 
 @dataclass(frozen=True)
@@ -97,11 +117,47 @@ def _width(shape: Float32, corners: tuple[int, int]) -> float:
     return float(np.linalg.norm(shape[corners[1]] - shape[corners[0]]))
 
 
-def plan_points(model: Model, config: MeshConfig, source: Float32, target: Float32, change: Float32) -> Float32:
-    """Where the source's mesh goes: its own shape, changed by the difference of expression, in the target's pose.
+def _eye_opening(points: Float32, eye: int) -> float:
+    """Return the mean gap between the lids of an eye (0 or 1), in widths of the eye."""
+    corners, upper, lower, *_ = _EYES[eye]
+    gaps = points[list(upper)] - points[list(lower)]
+    return float(np.linalg.norm(gaps, axis=1).mean()) / _width(points, corners)
 
-    source, target (478, 3) px; change (52,) = target's coefficients minus source's. Returns the driven points (478, 3) px of the
-    target's crop (irises not moved for gaze).
+
+def mouth_strength(blendshapes: Float32) -> float:
+    """Return how strong the mouth's expression is, from coefficients (52,) [0, 1]: 0 at rest, 1 from half of one coefficient on."""
+    strongest = float(blendshapes[list(_MOUTH_SHAPES)].max())
+    return min(max((strongest - 0.15) / 0.35, 0.0), 1.0)
+
+
+def _follow_lips(shape: Float32, wanted: Float32, share: float) -> None:
+    """Move the inner rim of the lips by `share` towards the target's, and what is near it; in place.
+
+    A strong expression decides the form of the mouth more than the person does. The rim is followed relative to its own centre, so the
+    mouth stays at its place in the face. The lips follow the rim, so they keep their thickness.
+    """
+    if share <= 0:
+        return
+    rim = list(_INNER_LIPS)
+    goal = wanted[rim] - wanted[rim].mean(0) + shape[rim].mean(0)
+    moves = np.asarray(share * (goal - shape[rim]), np.float32)
+    shape[:NUM_VERTICES] += _spread(shape[:NUM_VERTICES], shape[rim].copy(), moves, 1.2)
+
+
+def plan_points(
+    model: Model, config: MeshConfig, source: Float32, target: Float32, change: Float32, mouth_strength: float = 0.0
+) -> Float32:
+    """Return where the source's mesh goes: its own shape, changed by the difference of expression, in the target's pose.
+
+    Args:
+        model: geometry and basis of the mesh.
+        config: how expression is followed.
+        source: points (478, 3) px of the source's crop.
+        target: points (478, 3) px of the target's crop.
+        change: (52,) coefficients of the target minus those of the source.
+        mouth_strength: of the target's mouth, [0, 1], see `mouth_strength`.
+
+    Returns the driven points (478, 3) px of the target's crop (irises not moved for gaze).
     """
     geometry = model.geometry
     template = geometry.vertices
@@ -113,23 +169,25 @@ def plan_points(model: Model, config: MeshConfig, source: Float32, target: Float
     move *= config.max_displacement * np.tanh(length / config.max_displacement) / np.maximum(length, 1e-6)
     shape = neutral.copy()
     shape[:NUM_VERTICES] += move
-    # lips: the opening is the target's, in proportion to the mouth's width, so that closed lips close
+    _follow_lips(shape, wanted, config.lip_follow * config.expression * mouth_strength)
+    # The opening of the lips is the target's, in proportion to the mouth's width, so that closed lips close.
     ratio = np.clip(_width(shape, _LIP_CORNERS) / _width(wanted, _LIP_CORNERS), 0.75, 1.3)
     up, low = list(_UPPER_LIP), list(_LOWER_LIP)
     gaps = shape[up] - shape[low]
     gaps[:, 1:] += config.expression * (ratio * (wanted[up] - wanted[low]) - gaps)[:, 1:]
     _set_gap(shape, template, _UPPER_LIP, _LOWER_LIP, gaps, (0.3, 0.7), 1.2)
-    for corners, upper, lower, *_ in _EYES:
+    openings = [[_eye_opening(points, eye) for points in (shape, neutral, wanted)] for eye in range(len(_EYES))]
+    closed = _eyes_closed(neutral, config)
+    theirs = [opening[2] for opening in openings]
+    if abs(theirs[0] - theirs[1]) < config.wink:  # a pair: both lids follow the mean of the target's
+        theirs = [sum(theirs) / 2] * 2
+    for (_, upper, lower, *_), (have, own, _), their in zip(_EYES, openings, theirs, strict=True):
         up, low = list(upper), list(lower)
-        have, own, theirs = (points[up] - points[low] for points in (shape, neutral, wanted))
-        openness = [
-            float(np.linalg.norm(gap, axis=1).mean()) / _width(points, corners)
-            for gap, points in ((have, shape), (own, neutral), (theirs, wanted))
-        ]
-        shut = min(max((0.2 - openness[2]) / 0.1, 0.0), 1.0)  # a shut eye is shut, whatever the coefficients say
+        shut = min(max((0.2 - their) / 0.1, 0.0), 1.0)  # a shut eye is shut, whatever the coefficients say
         follow = config.expression * max(config.eye_follow, shut)
-        goal = min((1 - follow) * openness[0] + follow * openness[2], config.max_eye_opening * openness[1])
-        _set_gap(shape, template, upper, lower, have * (goal / max(openness[0], 1e-6)), (0.8, 0.2), 0.5)
+        wide = np.inf if closed else config.max_eye_opening * own  # closed eyes are drawn anew, so that no iris is stretched
+        goal = min((1 - follow) * have + follow * their, wide)
+        _set_gap(shape, template, upper, lower, (shape[up] - shape[low]) * (goal / max(have, 1e-6)), (0.8, 0.2), 0.5)
     placed = fit_similarity(shape[:NUM_VERTICES], target[:NUM_VERTICES], geometry.weights)
     return placed.apply(shape)
 
@@ -182,39 +240,6 @@ def _window(mask: Bool, margin: int) -> tuple[slice, slice]:
     """The box of a mask with a margin (px), cut to the picture."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return slice(max(0, rows[0] - margin), rows[-1] + margin + 1), slice(max(0, columns[0] - margin), columns[-1] + margin + 1)
-
-
-def _normalised_blur(values: Float32, weight: Float32, sigma: float) -> Float32:
-    """Blur values (H, W, C) with weights (H, W), so that nothing leaks in from where the weight is 0."""
-    total = cv2.GaussianBlur(weight, (0, 0), sigma)
-    return np.asarray(cv2.GaussianBlur(values * weight[..., None], (0, 0), sigma) / np.maximum(total, 1e-6)[..., None], np.float32)
-
-
-def _shrink(values: Float32, size: tuple[int, int]) -> Float32:
-    """Area-average to size (width, height)."""
-    return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA), np.float32)
-
-
-def _fill(values: Float32, weight: Float32) -> Float32:
-    """Spread values (H, W, C) from where weight (H, W) is to everywhere, smoothly: push-pull over a pyramid (Gortler 1996)."""
-    stack = [np.dstack([values * weight[..., None], weight]).astype(np.float32)]
-    while min(stack[-1].shape[:2]) > 2:
-        stack.append(np.asarray(cv2.pyrDown(stack[-1]), np.float32))
-    filled = stack[-1][..., :-1] / np.maximum(stack[-1][..., -1:], 1e-6)
-    for level in reversed(stack[:-1]):
-        known = np.clip(level[..., -1:], 0, 1)
-        up = cv2.pyrUp(filled, dstsize=(level.shape[1], level.shape[0]))
-        filled = level[..., :-1] / np.maximum(level[..., -1:], 1e-6) * known + up * (1 - known)
-    return np.asarray(filled, np.float32)
-
-
-def _fill_coarsely(values: Float32, weight: Float32) -> Float32:
-    """`_fill` of the low frequencies: at a quarter of the resolution."""
-    size, small = (weight.shape[1], weight.shape[0]), (max(2, weight.shape[1] // 4), max(2, weight.shape[0] // 4))
-    share = _shrink(weight, small)
-    coarse = np.asarray(_shrink(values * weight[..., None], small) / np.maximum(share, 1e-6)[..., None], np.float32)
-    filled = _fill(_normalised_blur(coarse, share, 4.0), np.clip(2 * cv2.GaussianBlur(share, (0, 0), 4.0) - 0.2, 0, 1).astype(np.float32))
-    return np.asarray(cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _view(points: Float32, triangles: Int32, side: tuple[int, int], config: MeshConfig) -> tuple[Float32, Float32, Float32]:
@@ -294,9 +319,9 @@ def _extend(known: Float32, weight: Float32, border: Float32) -> Float32:
     field: Float32 | None = None
     kernel = np.array([[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]], np.float32)
     for size in reversed(sizes):
-        share = _shrink(weight, (size, size))
-        values = _shrink(known * weight[..., None], (size, size)) / np.maximum(share, 1e-6)[..., None]
-        edge = _shrink(border, (size, size))
+        share = shrink_area(weight, (size, size))
+        values = shrink_area(known * weight[..., None], (size, size)) / np.maximum(share, 1e-6)[..., None]
+        edge = shrink_area(border, (size, size))
         fixed = share > 0.25
         frame = np.zeros((size, size), bool)
         frame[[0, -1]] = frame[:, [0, -1]] = True
@@ -334,10 +359,10 @@ def _surroundings(driven: Float32, source: Float32, driven_ids: Int32, source_id
     to_source = fit_plane(fans[0], fans[1])
     border = here @ to_source[:, :2].T + to_source[:, 2] - here
     small = (256, 256)
-    weight = _shrink(mask.astype(np.float32), small)
-    known = np.asarray(_shrink(field, small) / np.maximum(weight, 1e-6)[..., None], np.float32)
+    weight = shrink_area(mask.astype(np.float32), small)
+    known = np.asarray(shrink_area(field, small) / np.maximum(weight, 1e-6)[..., None], np.float32)
     outer = cv2.resize(
-        _extend(known, (weight > 0.6).astype(np.float32), _shrink(border, small)), (side[1], side[0]), interpolation=cv2.INTER_CUBIC
+        _extend(known, (weight > 0.6).astype(np.float32), shrink_area(border, small)), (side[1], side[0]), interpolation=cv2.INTER_CUBIC
     )
     outer[mask] = field[mask]
     return np.asarray(here + outer, np.float32)
@@ -388,56 +413,235 @@ def _opening(points: Float32) -> float:
     return float(np.linalg.norm(points[list(_UPPER_LIP), :2] - points[list(_LOWER_LIP), :2], axis=1).mean())
 
 
-def draw(
-    model: Model, config: MeshConfig, source_face: UInt8, source: Float32, driven: Float32, target_face: UInt8, target: Float32
-) -> tuple[UInt8, UInt8]:
-    """Warp the source face onto the driven points.
+@dataclass(frozen=True)
+class Face:
+    """A face as it is read or drawn: its crop and its mesh."""
 
-    Faces RGB (H, W, 3) uint8, points (478, 3) px. Returns the driven face (H, W, 3) and the mask (H, W) of what really is the
-    source's texture (255) and not mirrored, stretched or borrowed (0).
-    """
+    pixels: UInt8
+    """RGB (H, W, 3)."""
+    points: Float32
+    """(478, 3) px of the crop."""
+
+
+@dataclass(frozen=True)
+class DrivenFace:
+    """The source in the target's pose and expression."""
+
+    image: UInt8
+    """RGB (H, W, 3)."""
+    visible: UInt8
+    """(H, W): how far a pixel is the source's own texture (255), or the target's own inner mouth, and not mirrored, guessed, stretched or
+    covered by glasses (0)."""
+    regions: UInt8
+    """(H, W) region ids: the source's labels, carried by the map that carries its pixels."""
+
+
+def draw(model: Model, config: MeshConfig, source_face: Face, source_regions: UInt8, driven: Float32, target_face: Face) -> DrivenFace:
+    """Warp the source face with its label map (H, W) onto the driven points (478, 3) px of the target's crop."""
     geometry = model.geometry
     triangles = geometry.triangles
-    side = target_face.shape[:2]
+    source, target = source_face.points, target_face.points
+    side = target_face.pixels.shape[:2]
+    source_side = source_face.pixels.shape[:2]
     whole_ids = _paint(driven, triangles, side)
     if not (whole_ids >= 0).any():
         raise ItemError("reenact: the driven face lies outside the crop; check that both faces are aligned crops")
-    around = _surroundings(driven, source, whole_ids, _paint(source, triangles, source_face.shape[:2]))
-    image = _sample(source_face, around)
+    origin = _surroundings(driven, source, whole_ids, _paint(source, triangles, source_side))  # px of the source, per pixel
+    image = _sample(source_face.pixels, origin)
+    limit = np.array([source_side[1] - 0.5, source_side[0] - 0.5], np.float32)
+    visible = ((origin >= -0.5) & (origin <= limit)).all(-1).astype(np.float32)
 
     box = _window(whole_ids >= 0, 8)
     ids, here = whole_ids[box], _pixels(side)[box]
     face = ids >= 0
     cover = face.astype(np.float32)
+    around = origin[box].copy()
 
     def carry(onto: Float32) -> Float32:
         """Where each pixel of the face comes from, with the kinks at the triangles' edges rounded off."""
         move = np.zeros((*ids.shape, 2), np.float32)
         move[face] = _evaluate(_affine(onto[:, :2], driven, triangles), ids, face, here) - here[face]
-        change = _normalised_blur(move, cover, 4.0) - move
+        change = blur_normalised(move, cover, 4.0) - move
         change *= np.exp(-((change / 1.5) ** 2).sum(-1, keepdims=True))  # a jump (lips that meet, the nose's edge) stays a jump
-        return np.asarray(np.where(face[..., None], here + move + change, around[box]), np.float32)
+        return np.asarray(np.where(face[..., None], here + move + change, around), np.float32)
 
-    pixels = _sample(source_face, carry(_tuck_lips(source, driven)))
-    views = _view(source, triangles, source_face.shape[:2], config), _view(driven, triangles, side, config)
+    origin[box] = carry(_tuck_lips(source, driven))
+    pixels = _sample(source_face.pixels, origin[box])
+    views = _view(source, triangles, source_side, config), _view(driven, triangles, side, config)
     seen, revealed = _seen_and_revealed(*views)
     shares = np.column_stack([revealed, revealed * seen[geometry.mirror[:NUM_VERTICES]], seen]).astype(np.float32)
     share = np.zeros((*ids.shape, 3), np.float32)
     share[face] = _evaluate(_affine(shares, driven, triangles), ids, face, here)
-    share = np.clip(_normalised_blur(share, cover, 6.0), 0, 1) * cover[..., None]
+    share = np.clip(blur_normalised(share, cover, 6.0), 0, 1) * cover[..., None]
+    regions = _read_labels(source_regions, origin)
     if float(share[..., 0].max()) > 0.02:
-        pixels = _complete(pixels, share, cover, _sample(source_face, carry(source[geometry.mirror])), config)
+        mirrored = carry(source[geometry.mirror])
+        pixels = _complete(pixels, share, cover, _sample(source_face.pixels, mirrored), config)
+        hidden = share[..., 0] > 0.5
+        regions[box][hidden] = _skin_unless_feature(_read_labels(source_regions, mirrored))[hidden]
 
-    own = np.asarray(face & (share[..., 0] < 0.5), np.bool_)
-    pixels, own = _draw_mouth(pixels, own, config, triangles, ids, here, source_face, source, driven, target_face, target)
-    pixels = _draw_eyes(pixels, here, config, source_face, source, driven, target)
+    own = np.clip(1.5 - 2.5 * share[..., 0], 0, 1) * _sharpness(source, driven, triangles, ids, cover, config.stretch)
+    visible[box] = np.where(face, own, visible[box])
+    clear = _lenses_are_clear(source_face.pixels, source_regions, source, config)
+    covered = _covered(source_face, source_regions, clear, config)
+    covered = cv2.remap(covered, origin[..., 0], origin[..., 1], cv2.INTER_LINEAR).astype(np.float32) / 255
+    visible *= 1 - covered
+    covered = covered[box] * cover
+    if covered.any():
+        pixels = _uncover(pixels, covered, visible[box] * np.isin(regions[box], _SKIN))
+        features = _skin_unless_feature(regions[box])
+        regions[box] = np.where(face & ((covered > 0.5) | (regions[box] == Region.HAIR)), features, regions[box])
+    if not clear or _eyes_closed(source, config):
+        eyes = _around_eyes(driven, side, config.eye_patch)
+        visible *= 1 - eyes
+        pixels = _borrow_eyes(pixels, eyes[box], _sample(target_face.pixels, carry(target)))
+    regions = _label_openings(regions, driven)
+    patch = visible[box]
+    pixels, patch = _draw_mouth(pixels, patch, config, triangles, ids, here, source_face, driven, target_face)
+    visible[box] = patch
+    if clear and not _eyes_closed(source, config):
+        pixels = _draw_eyes(pixels, here, config, source_face, driven, target)
 
     edge = cv2.GaussianBlur(cover, (0, 0), 1.2)[..., None]
     image[box] += edge * (pixels - image[box])
-    limit = np.array([source_face.shape[1] - 0.5, source_face.shape[0] - 0.5], np.float32)
-    visible = np.asarray(((around >= -0.5) & (around <= limit)).all(-1), np.bool_)
-    visible[box] = np.where(face, own, visible[box])
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8), np.where(visible, 255, 0).astype(np.uint8)
+    return DrivenFace(np.clip(np.rint(image), 0, 255).astype(np.uint8), np.rint(255 * visible).astype(np.uint8), regions)
+
+
+def _read_labels(labels: UInt8, xy: Float32) -> UInt8:
+    """Read a label map at xy (H, W, 2) px, the nearest pixel: (H, W)."""
+    read = cv2.remap(labels, xy[..., 0], xy[..., 1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(read, np.uint8)
+
+
+def _skin_unless_feature(labels: UInt8) -> UInt8:
+    """Return labels in which only features of the face stay: what else lies before skin that is guessed is not guessed, too."""
+    return np.where(np.isin(labels, _FEATURES), labels, np.uint8(Region.SKIN)).astype(np.uint8)
+
+
+def _sharpness(source: Float32, driven: Float32, triangles: Int32, ids: Int32, cover: Float32, limits: tuple[float, float]) -> Float32:
+    """Return per pixel of the box (H, W) [0, 1] how little the source's texture is stretched.
+
+    A triangle's map has two singular values; the smaller one says how many px of the source a px of the driven face has.
+    """
+    maps = _affine(source[:, :2], driven, triangles)[:, :, :2]
+    least = np.linalg.svd(maps.astype(np.float64), compute_uv=False)[:, 1]
+    share = np.clip((least - limits[0]) / (limits[1] - limits[0]), 0, 1).astype(np.float32)
+    spread = np.where(ids >= 0, share[ids], 0).astype(np.float32)
+    return np.asarray(blur_normalised(spread[..., None], cover, 3.0)[..., 0], np.float32)
+
+
+def _eyes_closed(source: Float32, config: MeshConfig) -> bool:
+    """Return whether the source's eyes are closed, as a pair."""
+    return sum(_eye_opening(source, eye) for eye in range(len(_EYES))) / len(_EYES) < config.closed_eye
+
+
+def _eye_loop(points: Float32, eye: int) -> Float32:
+    """Return the outline of an eye's opening (N, 2) px."""
+    corners, upper, lower, *_ = _EYES[eye]
+    return points[[corners[0], *upper, corners[1], *lower[::-1]], :2]
+
+
+def _fill_loop(loop: Float32, side: tuple[int, int]) -> UInt8:
+    """Fill an outline (N, 2) px: (H, W) uint8, 255 inside, antialiased."""
+    mask = np.zeros(side, np.uint8)
+    fixed = np.round(loop * (1 << _SUBPIXEL)).astype(np.int32)
+    cv2.fillPoly(mask, [fixed], 255, lineType=cv2.LINE_AA, shift=_SUBPIXEL)
+    return mask
+
+
+def _covered(source_face: Face, labels: UInt8, clear: bool, config: MeshConfig) -> UInt8:
+    """Return what stands before the source's face (H, W), 255: hair, strands and their shadow, and glasses.
+
+    Behind clear lenses the face is seen: only the strip along their outline, the frame, counts as glasses. Computed at half the
+    resolution.
+    """
+    height, width = labels.shape
+    half = (max(1, width // 2), max(1, height // 2))
+    small = np.asarray(cv2.resize(labels, half, interpolation=cv2.INTER_NEAREST), np.uint8)
+    image = np.asarray(cv2.resize(source_face.pixels, half, interpolation=cv2.INTER_AREA), np.uint8)
+    side = max(half)
+    hair = np.asarray(small == Region.HAIR)
+    covered = grow(hair, config.hair * side) | _strands(image, small, config)
+    glasses = np.asarray(small == Region.GLASSES)
+    if glasses.any():
+        if clear:
+            glasses &= ~shrink(glasses, config.lens_frame * side)
+        covered |= grow(glasses, 0.4 * config.lens_frame * side)  # with the frame's shadow
+    mask = covered.astype(np.uint8) * np.uint8(255)
+    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def _strands(image: UInt8, labels: UInt8, config: MeshConfig) -> Bool:
+    """Return where skin near the hair is strands or their shadow, (H, W): darker than the skin of the whole face.
+
+    The parser sees strands as skin.
+    """
+    hair, skin = np.asarray(labels == Region.HAIR), np.isin(labels, _SKIN)
+    if not hair.any() or not skin.any():
+        return np.zeros(labels.shape, np.bool_)
+    side = max(labels.shape)
+    luminance = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 0.002 * side).astype(np.float32)
+    centre = float(np.median(luminance[skin]))
+    spread = max(1.4826 * float(np.median(np.abs(luminance[skin] - centre))), 4.0)
+    dark = skin & grow(hair, config.fringe * side) & (luminance < centre - config.fringe_contrast * spread)
+    return grow(np.asarray(dark), 0.004 * side)
+
+
+def _uncover(pixels: Float32, covered: Float32, skin: Float32) -> Float32:
+    """Replace what is covered (H, W) [0, 1] by the colour of the skin around it, continued smoothly."""
+    if float(skin.max()) < 0.5:
+        return pixels
+    return np.asarray(pixels + covered[..., None] * (fill_low_frequencies(pixels, skin) - pixels), np.float32)
+
+
+def _around_eyes(driven: Float32, side: tuple[int, int], reach: float) -> Float32:
+    """Return a soft mask (H, W) of both driven eyes with what is `reach` sides around them."""
+    mask = np.zeros(side, np.uint8)
+    for eye in range(len(_EYES)):
+        mask |= _fill_loop(_eye_loop(driven, eye), side)
+    grown = grow(mask > 127, reach * max(side))
+    return np.asarray(cv2.GaussianBlur(grown.astype(np.float32), (0, 0), 0.2 * reach * max(side)), np.float32)
+
+
+def _borrow_eyes(pixels: Float32, eyes: Float32, theirs: Float32) -> Float32:
+    """Draw the target's eyes, (H, W, 3) on the driven mesh, where the source shows none: their detail on the driven face's colour."""
+    base = fill_low_frequencies(pixels, 1 - eyes)
+    theirs = theirs + fill_low_frequencies(base - theirs, 1 - eyes)
+    return np.asarray(pixels + eyes[..., None] * (theirs - pixels), np.float32)
+
+
+def _lenses_are_clear(image: UInt8, labels: UInt8, points: Float32, config: MeshConfig) -> bool:
+    """Return whether the skin behind the source's lenses is about as bright as beside them; also where it wears none."""
+    glasses = np.asarray(labels == Region.GLASSES)
+    if not glasses.any():
+        return True
+    lenses = shrink(glasses, config.lens_frame * max(labels.shape))
+    for eye in range(len(_EYES)):
+        lenses &= _fill_loop(_eye_loop(points, eye), labels.shape[:2]) == 0
+    skin = labels == Region.SKIN
+    if not skin.any() or not lenses.any():
+        return True
+    luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return bool(np.median(luminance[lenses]) >= config.clear_lens * np.median(luminance[skin]))
+
+
+def _label_openings(regions: UInt8, driven: Float32) -> UInt8:
+    """Label the openings of lids and lips by the driven mesh: what the source shows there may be closed, or of another shape."""
+    side = regions.shape[:2]
+    labelled = regions.copy()
+    labelled[regions == Region.MOUTH] = Region.LIPS
+    around = np.zeros(side, np.bool_)
+    for eye in range(len(_EYES)):
+        inside = _fill_loop(_eye_loop(driven, eye), side) > 127
+        if _eye_opening(driven, eye) >= _SHUT:
+            around |= inside
+            labelled[inside] = Region.EYES
+    stray = (labelled == Region.EYES) & ~grow(around, 0.008 * max(side))
+    labelled[stray] = Region.SKIN
+    if _opening(driven) > 0.02 * _width(driven[:, :2], _LIP_CORNERS):
+        loop = driven[[_LIP_CORNERS[0], *_UPPER_LIP, _LIP_CORNERS[1], *_LOWER_LIP[::-1]], :2]
+        labelled[_fill_loop(loop, side) > 127] = Region.MOUTH
+    return labelled
 
 
 def _closing(source: Float32, driven: Float32) -> float:
@@ -467,8 +671,8 @@ def _complete(pixels: Float32, share: Float32, cover: Float32, other: Float32, c
     """
     hidden, mirrored = share[..., :1], share[..., 1:2]
     trust = np.clip(2 * share[..., 2] - 1, 0, 1) * np.clip(1 - 4 * share[..., 0], 0, 1) * cover
-    base = _fill_coarsely(pixels, trust)
-    other = other + _fill_coarsely(pixels - other, trust)  # the halves are lit differently
+    base = fill_low_frequencies(pixels, trust)
+    other = other + fill_low_frequencies(pixels - other, trust)  # the halves are lit differently
     detail = pixels + mirrored / np.maximum(hidden, 1e-6) * (other - pixels) - base
     limit = config.hidden_detail
     return np.asarray(pixels + hidden * (base + limit * np.tanh(detail / limit) - pixels), np.float32)
@@ -476,60 +680,61 @@ def _complete(pixels: Float32, share: Float32, cover: Float32, other: Float32, c
 
 def _draw_mouth(
     pixels: Float32,
-    own: Bool,
+    visible: Float32,
     config: MeshConfig,
     triangles: Int32,
     ids: Int32,
     here: Float32,
-    source_face: UInt8,
-    source: Float32,
+    source_face: Face,
     driven: Float32,
-    target_face: UInt8,
-    target: Float32,
-) -> tuple[Float32, Bool]:
-    """Fill the driven lips' opening: the source's teeth where its mouth is open enough, else the target's."""
+    target_face: Face,
+) -> tuple[Float32, Float32]:
+    """Fill the driven lips' opening: the source's teeth where its mouth is open as wide, else the target's.
+
+    `pixels` (H, W, 3), `visible` (H, W), `ids` (H, W) and `here` (H, W, 2) are of the box around the face. Returns the first two anew.
+    """
     mask = np.asarray((ids >= 0) & _inside_mouth(triangles)[ids], np.bool_)
     if not mask.any():
-        return pixels, own
+        return pixels, visible
+    source, target = source_face.points, target_face.points
     box = _window(mask, 4)
     mask = np.asarray(mask[box], np.bool_)
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5)
     width = _width(driven[:, :2], _LIP_CORNERS)
     needed, closing = _opening(driven), _closing(source, driven)
-    opened = min(max(needed / (0.02 * width) - 1, 0.0), 1.0)  # 0: closed, the lips' own seam is best, darkened where teeth were
+    # 0: closed, the lips' own seam is best, darkened where teeth were
+    opened = min(max(needed / (0.02 * width) - 1, 0.0), 1.0)
     pixels[box] *= 1 - (config.mouth_shade * closing * (1 - opened) * np.minimum(2.5 * soft, 1))[..., None]
     if opened == 0:
-        return pixels, own
+        return pixels, visible
     size = width / _width(source[:, :2], _LIP_CORNERS)
-    borrow = _opening(source) * size < config.borrow_mouth * needed
+    have = _opening(source) * size
+    borrow = have < config.borrow_mouth * needed or have > config.borrow_wide * needed
     onto = (target if borrow else source).copy()
-    if closing > 0:  # closing lips cover the teeth; they do not squash them
+    if closing > 0 and not borrow:  # closing lips cover the teeth; they do not squash them
         up, low = list(_UPPER_LIP), list(_LOWER_LIP)
         onto[low, :2] = onto[up, :2] + (driven[low, :2] - driven[up, :2]) / size
     xy = here[box].copy()
     xy[mask] = _evaluate(_affine(onto[:, :2], driven, triangles), ids[box], mask, here[box])
-    inside = _sample(target_face if borrow else source_face, xy) * np.float32(1 - config.mouth_shade * closing)
+    shade = np.float32(1 if borrow else 1 - config.mouth_shade * closing)
+    inside = _sample(target_face.pixels if borrow else source_face.pixels, xy) * shade
     feather = np.clip(2 * soft - 0.6, 0, 1) * mask * opened
     pixels[box] += feather[..., None] * (inside - pixels[box])
-    if borrow:
-        own[box] &= ~mask
-    return pixels, own
+    visible[box] = np.maximum(visible[box], feather)
+    return pixels, visible
 
 
-def _draw_eyes(
-    pixels: Float32, here: Float32, config: MeshConfig, source_face: UInt8, source: Float32, driven: Float32, target: Float32
-) -> Float32:
+def _draw_eyes(pixels: Float32, here: Float32, config: MeshConfig, source_face: Face, driven: Float32, target: Float32) -> Float32:
     """Redraw the eyeballs under the driven lids, looking where the target looks."""
+    source = source_face.points
     gaze = float(np.clip(_gaze(target) - _gaze(source), -config.max_gaze, config.max_gaze)) if config.follow_gaze else 0.0
-    for eye, (corners, upper, lower, *_) in enumerate(_EYES):
-        loop = driven[[corners[0], *upper, corners[1], *lower[::-1]], :2] - here[0, 0]
-        mask = np.zeros(pixels.shape[:2], np.uint8)
-        cv2.fillPoly(mask, [np.round(loop * (1 << _SUBPIXEL)).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=_SUBPIXEL)
+    for eye, (_, upper, lower, *_) in enumerate(_EYES):
+        mask = _fill_loop(_eye_loop(driven, eye) - here[0, 0], pixels.shape[:2])
         if not mask.any():
             continue
         box = _window(mask > 0, 8)
         at = here[box]
-        drawn = _sample(source_face, _eye_map(eye, driven, source, at.reshape(-1, 2), gaze).reshape(at.shape))
+        drawn = _sample(source_face.pixels, _eye_map(eye, driven, source, at.reshape(-1, 2), gaze).reshape(at.shape))
         height = np.linalg.norm(driven[list(upper), :2] - driven[list(lower), :2], axis=1).mean()
         feather = cv2.GaussianBlur(mask[box].astype(np.float32) / 255, (0, 0), max(0.8, 0.06 * float(height)))
         feather = np.clip(2 * feather - 1, 0, 1)  # from the lid's edge inwards: the lashes stay the mesh's
@@ -537,20 +742,41 @@ def _draw_eyes(
     return pixels
 
 
+def turned_by(model: Model, source: Float32, target: Float32) -> float:
+    """Return the angle in degrees between the heads of two meshes (478, 3) px, roll left out: alignment takes it away."""
+    yaw, pitch, _ = model.geometry.pose(source).angles
+    yaw_there, pitch_there, _ = model.geometry.pose(target).angles
+    return float(np.hypot(yaw - yaw_there, pitch - pitch_there))
+
+
 def _reenact(model: Model, config: MeshConfig, inputs: Inputs) -> Outputs:
-    source_face, target_face = inputs["source_face"], inputs["target_face"]
-    source, target = inputs["source_points"], inputs["target_points"]
-    for face, points in ((source_face, source), (target_face, target)):
-        check_shape(face, "H W 3")
-        check_shape(points, f"{NUM_POINTS} 3")
-    if not (np.isfinite(source).all() and np.isfinite(target).all()):
+    """Reads faces RGB (H, W, 3) uint8, points (478, 3) px, `blendshapes` (52,), `source_regions` (H, W) uint8.
+
+    Writes `driven` (H, W, 3), `visible`, `regions` (H, W) as `DrivenFace` says, and `turned` (1,) float32: see `turned_by`.
+    """
+    source, target = (Face(inputs[f"{role}_face"], inputs[f"{role}_points"]) for role in ("source", "target"))
+    for face in (source, target):
+        check_shape(face.pixels, "H W 3")
+        check_shape(face.points, f"{NUM_POINTS} 3")
+    if not (np.isfinite(source.points).all() and np.isfinite(target.points).all()):
         raise ItemError("reenact: the face mesh has points that are no numbers; make the stage `mesh` anew for both faces")
-    driven = plan_points(model, config, source, target, inputs["target_blendshapes"] - inputs["source_blendshapes"])
-    image, visible = draw(model, config, source_face, source, driven, target_face, target)
-    return {"driven": image, "visible": visible}
+    wanted = inputs["target_blendshapes"]
+    change = wanted - inputs["source_blendshapes"]
+    driven = plan_points(model, config, source.points, target.points, change, mouth_strength(wanted))
+    drawn = draw(model, config, source, inputs["source_regions"], driven, target)
+    turned = np.array([turned_by(model, source.points, target.points)], np.float32)
+    return {"driven": drawn.image, "visible": drawn.visible, "regions": drawn.regions, "turned": turned}
 
 
-_READS = ("source_face", "source_points", "source_blendshapes", "target_face", "target_points", "target_blendshapes")
+_READS = (
+    "source_face",
+    "source_points",
+    "source_blendshapes",
+    "source_regions",
+    "target_face",
+    "target_points",
+    "target_blendshapes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -561,29 +787,29 @@ class NoneConfig:
 def _keep(model: None, config: NoneConfig, inputs: Inputs) -> Outputs:
     face = inputs["source_face"]
     check_shape(face, "H W 3")
-    return {"driven": face, "visible": np.full(face.shape[:2], 255, np.uint8)}
+    return {"driven": face, "visible": np.full(face.shape[:2], 255, np.uint8), "regions": inputs["source_regions"]}
 
 
 MESH = Stage(
     name="reenact",
     backend="mesh",
-    version=1,
+    version=2,
     config=MeshConfig,
     load=_load,
     run=each(_reenact),
     reads=_READS,
-    writes={"driven": "image", "visible": "labels"},
+    writes={"driven": "image", "visible": "labels", "regions": "labels", "turned": "array"},
     weights=lambda config: ("face_mesh", "expression_basis"),
     cost=Cost(threads=True),
 )
 NONE = Stage(
     name="reenact",
     backend="none",
-    version=1,
+    version=2,
     config=NoneConfig,
     run=each(_keep),
-    reads=("source_face",),
-    writes={"driven": "image", "visible": "labels"},
+    reads=("source_face", "source_regions"),
+    writes={"driven": "image", "visible": "labels", "regions": "labels"},
     cost=Cost(threads=True),
 )
 BACKENDS = {"mesh": MESH, "none": NONE}

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from e4s_models.checks import check_shape
+from e4s_models.morphology import disc
 from e4s_models.regions import INNER_FACE, Region
 from tasks.stage import Cost, Inputs, ItemError, Outputs, Stage, UInt8, each
 
@@ -41,12 +42,18 @@ class SwapConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompositeConfig(SwapConfig):
-    driven_glasses: bool = True  # carry the driven face's glasses if the target wears none
-    through_glasses: bool = True  # show the driven eyes behind the target's lenses, unless these are dark
+class LensConfig:
+    """Where the driven eyes are seen behind the target's lenses."""
+
     clear_lens: float = 0.6  # gray level of lenses, as a share of the skin's, below which they are dark
     frame: float = 0.016  # width of the strip along the glasses' outline that stays the target's, as a fraction of the side
     around_eyes: float = 0.03  # reach of the patch around the driven eyes, likewise
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositeConfig(SwapConfig, LensConfig):
+    driven_glasses: bool = True  # carry the driven face's glasses if the target wears none
+    through_glasses: bool = True  # show the driven eyes behind the target's lenses, unless these are dark
     bridge_contrast: int = 20  # gray levels by which a bridge is darker than the skin around it
     round_corners: float = 0.006  # standard deviation that takes spikes off the outline, as a fraction of the side
     hair_margin: float = 0.015  # strip along the driven hair that is left to the target, as a fraction of the side
@@ -99,14 +106,9 @@ def regions_named(names: Collection[str]) -> frozenset[Region]:
     return frozenset(known[name] for name in names)
 
 
-def _disc(radius: float) -> UInt8:
-    size = 2 * round(radius) + 1
-    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), np.uint8)
-
-
 def _near(where: Mask, margin: float) -> Mask:
     """Dilate by `margin`, a fraction of the side."""
-    return np.asarray(cv2.dilate(where.astype(np.uint8), _disc(margin * max(where.shape))) > 0)
+    return np.asarray(cv2.dilate(where.astype(np.uint8), disc(margin * max(where.shape))) > 0)
 
 
 def _left_to_target(driven_regions: UInt8, target_regions: UInt8, config: CompositeConfig) -> Mask:
@@ -123,11 +125,11 @@ def _bridge(target: UInt8, glasses: Mask, config: CompositeConfig) -> Mask:
     """Dark lines of the target (H, W) gray between its two lenses: the parser leaves thin bridges out of the glasses."""
     side = max(target.shape)
     gap = cv2.morphologyEx(glasses.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((1, round(0.12 * side) | 1), np.uint8)) > 0
-    lines = cv2.morphologyEx(target, cv2.MORPH_BLACKHAT, _disc(0.01 * side)) > config.bridge_contrast
+    lines = cv2.morphologyEx(target, cv2.MORPH_BLACKHAT, disc(0.01 * side)) > config.bridge_contrast
     return gap & _near(lines & gap & ~glasses, 0.003) & ~glasses
 
 
-def _eyes_behind(target: UInt8, glasses: Mask, target_regions: UInt8, driven_regions: UInt8, config: CompositeConfig) -> Mask:
+def eyes_behind(target: UInt8, glasses: Mask, target_regions: UInt8, driven_regions: UInt8, config: LensConfig = LensConfig()) -> Mask:
     """Where driven eyes are shown behind the target's clear lenses; the frame and what is near it stay the target's.
 
     The parser labels a whole lens as glasses, and the published canvas keeps all of it: the target's eyes in the source's face. Dark
@@ -136,7 +138,7 @@ def _eyes_behind(target: UInt8, glasses: Mask, target_regions: UInt8, driven_reg
     skin = target_regions == Region.SKIN
     if not skin.any() or np.median(target[glasses]) < config.clear_lens * np.median(target[skin]):
         return np.zeros_like(glasses)
-    lens = cv2.erode(glasses.astype(np.uint8), _disc(config.frame * max(glasses.shape))) > 0
+    lens = cv2.erode(glasses.astype(np.uint8), disc(config.frame * max(glasses.shape))) > 0
     return lens & _near(driven_regions == Region.EYES, config.around_eyes) & np.isin(driven_regions, _CANVAS)
 
 
@@ -169,7 +171,7 @@ def composite(inputs: Inputs, config: CompositeConfig) -> Outputs:
         target_face = np.asarray(cv2.cvtColor(inputs["target_face"], cv2.COLOR_RGB2GRAY), np.uint8)
         from_driven &= ~target_glasses & ~_bridge(target_face, target_glasses, config)
         if config.through_glasses and Region.EYES in chosen:
-            eyes = _eyes_behind(target_face, target_glasses, target_regions, driven_regions, config)
+            eyes = eyes_behind(target_face, target_glasses, target_regions, driven_regions, config)
             swapped_regions[eyes] = driven_regions[eyes]
             from_driven |= eyes
     if not from_driven.any():

@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
     )
     add_settings(invert)
     invert.add_argument("--face", type=int, default=0, help="which face of the picture, 0 = largest")
-    invert.set_defaults(command=_invert)
+    invert.set_defaults(command=_invert, profile="codes")
 
 
 def _invert(arguments: argparse.Namespace) -> int:

@@ -50,8 +50,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
         default="mobile",
-        help="mobile (default, 1024 px, swap=codes), fast (256 px, swap=composite, for tests), paper (the authors' checkpoints), "
-        "or a .toml file",
+        help="mobile (default, 1024 px, swap=fused), fast (256 px, swap=composite, for tests), codes (1024 px, swap=codes with 20 steps), "
+        "paper (the authors' checkpoints), or a .toml file",
     )
     parser.add_argument(
         "--stage", action=Choose, default=[], metavar="STAGE=BACKEND", help="another backend, such as swap=composite; may be repeated"
@@ -67,7 +67,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=int,
         metavar="STEPS",
-        help="steps of optimization after the encoder, of the source's codes (default 20): --set encode_driven.steps=STEPS",
+        help="steps of optimization after the encoder, of the source's codes (default 0, with --profile codes 20): "
+        "--set encode_driven.steps=STEPS",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
     parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
