@@ -17,6 +17,7 @@ from flows.attempts import Attempts
 from flows.inputs import PairRow, read_pairs
 from flows.pictures import Pictures
 from flows.profiles import check_effect, make_settings
+from flows.stale import clear_outputs, remove_stale
 from storage.run import AnyRow, BaseRow, DamagedFile, Row, RunError, RunFiles, RunFolder, unlock
 from storage.runs import Lease
 from storage.store import Artifact, Damaged, Store, write_atomic
@@ -333,6 +334,9 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
     finds = _Finds(folder, store, dry)
     if request.verify:
         known = finds.verified(known)
+    if not dry:
+        exported = (before[item.id] for item in items if item.id in before and finds.has_result(rows[item.id], known))
+        clear_outputs(folder, exported, store)
     todo = [item for item in items if not finds.finished(rows[item.id], known)]
     todo = _to_try(request, graph, store, attempts, rows, todo, known, dry)
     attempts.unreadable(unreadable)
@@ -426,11 +430,15 @@ class _Finds:
         self.folder, self.store, self.dry = folder, store, dry
         self.damaged: set[str] = set()
 
+    def has_result(self, row: Row, known: Mapping[str, Artifact]) -> bool:
+        """Whether the index says that an earlier or another run computed the row's result."""
+        return row.key in known and not known[row.key].failed
+
     def finished(self, row: Row, known: dict[str, Artifact]) -> bool:
         """Whether an earlier or another run computed the row's result; its picture, missing here, is copied from the store."""
-        artifact = known.get(row.key)
-        if artifact is None or artifact.failed:
+        if not self.has_result(row, known):
             return False
+        artifact = known[row.key]
         try:
             if self.dry:
                 self.store.read_bytes(artifact, PAIR_RESULT[1])
@@ -502,38 +510,6 @@ def _to_try(
     if not dry:
         store.void(*cancelled.values())
     return todo
-
-
-def remove_stale(folder: RunFiles[AnyRow], before: Iterable[AnyRow], rows: Mapping[str, BaseRow], store: Store | None) -> None:
-    """Take outputs away that an earlier manifest lists and this one does not hold as done: made with other inputs or settings.
-
-    To be called when the run is about to begin, so that nothing goes for a command that cannot. Nothing finished is lost by it: an output
-    whose result `store` still holds is removed, any other is moved to RUN/replaced. Where the store holds results in parts only (videos)
-    it is None. What is to be made again under the same key was damaged, and goes. Where an input cannot be read now, its output stays.
-    """
-    kept = {row.output for row in rows.values() if row.status == "done"}
-    kept |= {row.output for row in before if row.id in rows and rows[row.id].stage == "input"}  # maybe its file is away for a moment
-    stale = [row for row in before if row.output and row.output not in kept and (folder.path / row.output).exists()]
-    again = {row.id for row in stale if row.id in rows and rows[row.id].key == row.key}
-    found = store.lookup({row.key for row in stale if row.id not in again}) if store and stale else {}
-    removed = moved = 0
-    for row in stale:
-        path = folder.path / row.output
-        if row.id in again:
-            path.unlink()
-        elif row.key in found and not found[row.key].failed:
-            path.unlink()
-            removed += 1
-        else:
-            (folder.path / "replaced").mkdir(exist_ok=True)
-            path.rename(folder.path / "replaced" / f"{path.stem}-{row.output_sha256[:8]}{path.suffix}")
-            moved += 1
-    of_others = "e4s: outputs of other inputs or settings:"
-    if removed:
-        back = "the store keeps their results, and the command that made them puts them back without computing"
-        print(f"{of_others} {removed} removed; {back}", file=sys.stderr)
-    if moved:
-        print(f"{of_others} {moved} moved to {folder.path / 'replaced'}; remove there what is not needed", file=sys.stderr)
 
 
 def stands(folder: RunFiles[Any], row: BaseRow, verify: bool) -> bool:

@@ -17,8 +17,9 @@ from e4s_models.weights import weight_digest
 from flows.attempts import Attempts
 from flows.inputs import check_id
 from flows.pictures import Pictures
-from flows.plan import PAIR_NODES, BaseRequest, Holding, environment, open_store, pick_device, read_previous, remove_stale, stands
+from flows.plan import PAIR_NODES, BaseRequest, Holding, environment, open_store, pick_device, read_previous, stands
 from flows.profiles import check_effect, make_settings
+from flows.stale import remove_stale
 from flows.video_survey import set_known_failures_aside
 from storage.keys import digest
 from storage.runs import Lease
