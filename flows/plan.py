@@ -285,10 +285,11 @@ def pick_device(wanted: str, remote: bool = False) -> str:
     return "cpu"
 
 
-def make_plan(request: Request, *, dry: bool = False) -> Plan:
+def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -> Plan:
     """Read the manifest, hash the inputs, look up all keys at once. Raises UsageError or RunError.
 
     With `dry` nothing is written, locked or cancelled: the plan says what a run would do now, beside one that is at work, too.
+    `temporary`: the run folder ends with the plan, so that the store need not remember the run.
     """
     began = time.perf_counter()
     pairs = read_pairs(request.manifest, source_face=request.source_face, target_face=request.target_face)
@@ -328,7 +329,7 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
             rows[pair.id] = replace(row, **{name: getattr(earlier, name) for name in made})
         else:
             items.append(item)
-    lease = store.register(folder.path, keys_of(graph, every)) if items and not dry else None
+    lease = store.register(folder.path, keys_of(graph, every), temporary=temporary) if items and not dry else None
     looked_up = store.find(set(keys_of(graph, items)))
     known = looked_up.artifacts
     finds = _Finds(folder, store, dry)

@@ -24,6 +24,7 @@ from distributed.worker import WORKER_ANY_RUNNING
 from e4s_models.weights import WeightsError
 from flows.engine import require_weights, use_threads
 from storage.keys import digest
+from storage.runs import PROBES
 from storage.store import Store, StoreError
 from tasks.frame import hash_file
 from tasks.graph import Graph, Node, Ref, Settings, UsageError
@@ -32,7 +33,6 @@ from tasks.stage import ItemError
 
 PACKAGES = ("e4s_models", "storage", "tasks", "flows")
 TELL_EVERY = 1.0  # s between two messages about a running job's share
-PROBES = "probe"  # folder in the store
 
 
 @dataclass(frozen=True)

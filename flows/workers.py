@@ -32,8 +32,9 @@ from typing import Any, Literal, TypeVar
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from flows.plan import BaseRequest
-from flows.remote import PROBES, Kit, Refused, carry, enter, halt, packed, source_digest, topic
+from flows.remote import Kit, Refused, carry, enter, halt, packed, source_digest, topic
 from storage.run import RunFiles
+from storage.runs import PROBES
 from storage.store import Store, StoreError
 from tasks.graph import Graph, UsageError
 from tasks.runner import DiskFull
@@ -347,6 +348,10 @@ class Crew:
             for address, entry in new.items():
                 self._sites[address] = _Site(address, str(entry["name"]), entry["resources"].get("GPU", 0) >= 1)
             self._changed.notify_all()
+        if new:
+            # Old ones are pruned, so it is made young for each handshake; there a lost store shows itself.
+            with suppress(OSError, StoreError):
+                self._probe(write=True)
         for address in new:
             site = self._sites[address]
             site.check = self._client.submit(

@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -160,6 +161,13 @@ class Files:
                     self._call("removed", self.fs.rm, self.path(file))
                 except FileNotFoundError:
                     continue
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove the files right in a folder, and the folder itself where there are folders and nothing else is in it."""
+        self.remove([entry.file for entry in self.entries(folder)])
+        if self.local:
+            with suppress(OSError):  # others may have written there meanwhile
+                Path(self.path(folder)).rmdir()
 
     def _entry(self, info: dict[str, Any]) -> Entry:
         name = str(info["name"])

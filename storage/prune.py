@@ -70,6 +70,7 @@ def prune(store: Store, selection: Selection, *, really: bool, grace: float = GR
     if not really:
         return _prune(store, selection, really=False, grace=grace)
     with store.runs.pruning():
+        store.runs.forget_ended()
         pruning = _prune(store, selection, really=True, grace=grace)
         if selection.run and not selection.run.live and not (selection.stages or selection.failed or selection.older_than):
             store.runs.forget(selection.run)

@@ -215,12 +215,13 @@ class Store:
         if rows:
             self.index.cancel(pa.Table.from_pylist(rows), "void")
 
-    def register(self, run: str | Path, keys: Iterable[str], *, unfolding: bool = False) -> Lease:
+    def register(self, run: str | Path, keys: Iterable[str], *, unfolding: bool = False, temporary: bool = False) -> Lease:
         """Say that a run is at work here and may use these keys: nothing of them is pruned until the lease is closed.
 
-        To be called before the keys are looked up; waits while somebody prunes. `unfolding`: these are but the first. See storage/runs.py.
+        To be called before the keys are looked up; waits while somebody prunes. `unfolding`: these are but the first. `temporary`: the run
+        folder ends with the lease. See storage/runs.py.
         """
-        return self.runs.register(Path(run), keys, unfolding=unfolding)
+        return self.runs.register(Path(run), keys, unfolding=unfolding, temporary=temporary)
 
     def compact(self) -> None:
         """Merge the index into as few parts as there need be."""
