@@ -64,7 +64,7 @@ def row_id(number: int) -> str:
 
 def check_id(number: int, given: Any) -> str:
     """The id of a manifest's row, which names its output file. Raises UsageError if it cannot."""
-    name = str(given or row_id(number))
+    name = row_id(number) if given in (None, "") else str(given)
     if not _ID.fullmatch(name) or len(name.encode()) > 200:
         raise UsageError(
             f"row {number + 1}: id {name!r} may hold only letters, digits, '_', '-' and '.', 100 at most, not starting with '.'"
@@ -121,7 +121,7 @@ class _Cells:
         paths: dict[str, str] = {}
         faces: dict[str, int] = {}
         for role, default in self._faces.items():
-            cell = str(row[role] or "").strip()
+            cell = "" if row[role] is None else str(row[role]).strip()
             if not cell:
                 problem = f"the cell {role} is empty in row {number + 1}; fill it in"
             paths[role] = self._path(cell)

@@ -17,7 +17,8 @@ from flows.attempts import Attempts
 from flows.inputs import PairRow, read_pairs
 from flows.pictures import Pictures
 from flows.profiles import check_effect, make_settings
-from flows.stale import clear_outputs, remove_stale
+from flows.stale import clear_outputs, put_aside, remove_stale
+from storage.files import store_url
 from storage.run import AnyRow, BaseRow, DamagedFile, Row, RunError, RunFiles, RunFolder, unlock
 from storage.runs import Lease
 from storage.store import Artifact, Damaged, Store, write_atomic
@@ -150,7 +151,7 @@ Retry = Literal["failed", "quarantined"]
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRequest:
-    """What every run is asked for, whatever its items are. Raises UsageError for a setting that cannot be."""
+    """What every run is asked for, whatever its items are. Raises UsageError for a setting, StoreError for a store that cannot be."""
 
     manifest: str
     run: str
@@ -172,6 +173,7 @@ class BaseRequest:
     threads: int = 0  # of the computing libraries, per process: bytes are promised for one count; 0: see compute_threads
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "store", store_url(self.store))  # the run may be read from another folder
         for name, least in (("max_attempts", 1), ("chunk", 1), ("workers", 0), ("threads", 0), ("max_pixels", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
@@ -354,9 +356,10 @@ def keys_of(graph: Graph, items: Iterable[Item]) -> Iterator[str]:
 
 
 def export(folder: RunFolder, store: Store, row: Row, artifact: Artifact) -> None:
-    """Put a finished result into the run's outputs and say so in its row. Raises Damaged."""
+    """Put a finished result into the run's outputs and say so in its row; another file there is moved to RUN/replaced. Raises Damaged."""
     output = f"outputs/{row.id}.png"
     data = store.read_bytes(artifact, PAIR_RESULT[1])
+    put_aside(folder, folder.path / output, artifact.payloads[PAIR_RESULT[1]].sha256)
     write_atomic(folder.path / output, data)
     row.status, row.output, row.output_size = "done", output, len(data)
     row.output_sha256 = artifact.payloads[PAIR_RESULT[1]].sha256

@@ -53,6 +53,12 @@ def clear_outputs(folder: RunFiles[AnyRow], rows: Iterable[AnyRow], store: Store
         print(f"{of_others} {moved} moved to {folder.path / REPLACED}; remove there what is not needed", file=sys.stderr)
 
 
+def put_aside(folder: RunFiles[AnyRow], path: Path, sha256: str) -> None:
+    """Move a file of the run folder to RUN/replaced unless it is empty or has this digest: nothing is known of it that would allow more."""
+    if path.is_file() and path.stat().st_size and (found := _digest(path)) != sha256:
+        _move(path, folder.path / REPLACED, found)
+
+
 def _whole_results(store: Store, rows: Iterable[BaseRow]) -> set[str]:
     """Digests of the payloads of these rows' results, read and checked. What is found damaged is cancelled: it is computed when needed."""
     whole = set[str]()

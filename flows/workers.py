@@ -26,7 +26,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -425,7 +424,7 @@ def kit_of(graph: Graph, request: BaseRequest, store: Store) -> dict[str, Any]:
         "final": graph.final,
         "settings": graph.settings,
         "source": source_digest(graph.settings),
-        "store": store.url if "://" in store.url else str(Path(store.url).absolute()),
+        "store": store.url,
         "threads": threads,
         "at_once": request.workers or threads,
     }
