@@ -156,7 +156,7 @@ def read(folder: Path) -> Evaluation:
         return Evaluation(**found, pairs=pairs, outputs=outputs, lines=lines, unavailable=unavailable, computed={})
     except FileNotFoundError:
         raise RunError(f"{folder}: not evaluated yet; run `e4s report` on the run first") from None
-    except (ValueError, KeyError, TypeError, pa.ArrowException):
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException):
         raise RunError(f"{path}: damaged, or written by another version of e4s; repeat `e4s report`") from None
 
 

@@ -224,7 +224,7 @@ def _stages_of(store: Store) -> set[str]:
 
 def _bytes(entries: pa.Table) -> int:
     """Bytes of the payload files that these entries refer to, each once."""
-    files: Iterable[dict[str, int]] = entries.group_by("file").aggregate([("size", "max")]).to_pylist()
+    files: Iterable[dict[str, int]] = entries.group_by("file", use_threads=False).aggregate([("size", "max")]).to_pylist()
     return sum(file["size_max"] for file in files)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from storage.parquet import open_parquet, read_batches
 from tasks.graph import UsageError
 
 _COLUMNS = ("id", "source", "target", "source_face", "target_face")
@@ -93,12 +93,12 @@ def _read_pairs(path: Path, source_face: int, target_face: int) -> list[PairRow]
 
 def _read_table(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             wanted = [name for name in file.schema_arrow.names if name in _COLUMNS]
             if not {"source", "target"} <= set(wanted):
                 yield dict.fromkeys(file.schema_arrow.names)
                 return
-            for batch in file.iter_batches(10_000, columns=wanted):
+            for batch in read_batches(file, 10_000, wanted):
                 yield from batch.to_pylist()
     elif path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from e4s_models.weights import weight_digest
 from flows.attempts import Attempts
@@ -22,6 +21,7 @@ from flows.profiles import check_effect, make_settings
 from flows.stale import remove_stale
 from flows.video_survey import set_known_failures_aside
 from storage.keys import digest
+from storage.parquet import read_parquet
 from storage.runs import Lease
 from storage.store import Store
 from storage.video_run import KIND, VideoRow, VideoRunFolder
@@ -373,7 +373,7 @@ def _read_manifest(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"{path}: no such manifest; give a .csv or .parquet file with the columns source and video")
     try:
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
+            table = read_parquet(path)
             names, rows = list(table.schema.names), list(table.to_pylist())
         else:
             with path.open(newline="", encoding="utf-8-sig") as file:

@@ -92,7 +92,7 @@ def _prune(store: Store, selection: Selection, *, really: bool, grace: float) ->
     if selection.max_size is not None:
         chosen &= _beyond(entries, chosen, codes, sizes, selection.max_size)
     gone = entries.select(["key", "stage", "part"]).filter(pa.array(chosen)).cast(_PLAIN)
-    count = gone.group_by("key").aggregate([("stage", "min")])["stage_min"].value_counts()
+    count = gone.group_by("key", use_threads=False).aggregate([("stage", "min")])["stage_min"].value_counts()
     result.artifacts = dict(sorted((entry["values"], entry["counts"]) for entry in count.to_pylist()))
 
     referred = np.zeros(len(files), bool)
@@ -102,7 +102,7 @@ def _prune(store: Store, selection: Selection, *, really: bool, grace: float) ->
     result.files, result.file_bytes = len(freed), sum(entry.size for entry in freed)
     result.left, result.left_bytes = len(left), sum(entry.size for entry in left)
     if really:
-        store.index.cancel(gone.group_by(["key", "stage", "part"]).aggregate([]), "pruned")
+        store.index.cancel(gone.group_by(["key", "stage", "part"], use_threads=False).aggregate([]), "pruned")
         _remove(store, [*freed, *left])
     return result
 
