@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -23,7 +24,8 @@ from storage.run import AnyRow, BaseRow, DamagedFile, Row, RunError, RunFiles, R
 from storage.runs import Lease
 from storage.store import Artifact, Damaged, Store, write_atomic
 from tasks.frame import MAX_PIXELS, hash_file
-from tasks.graph import Graph, Image, Item, Node, Ref, UsageError
+from tasks.graph import Graph, Image, Item, Node, Ref, Settings, UsageError
+from tasks.instructions import CHOSEN, instruction_set
 from tasks.runner import ChunkJob, Keep, cpu_threads, failure
 from tasks.stage import ItemError
 
@@ -199,6 +201,10 @@ class BaseRequest:
         """Threads of the computing libraries per process: as asked for, else the cores divided by the processes; 1 on a cluster."""
         return self.threads or (1 if self.remote else max(1, cpu_threads() // max(1, self.processes)))
 
+    def instructions(self) -> str:
+        """The instruction set that computes: this machine's; on a cluster of others the one that is chosen, if any."""
+        return (self.remote and os.environ.get(CHOSEN)) or instruction_set()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request(BaseRequest):
@@ -304,6 +310,8 @@ def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -
         folder.create()
         lock = folder.lock()
     store = open_store(folder, request.store)
+    settings = with_instructions(settings, store, request.instructions(), write=not dry)
+    graph = Graph(PAIR_NODES, PAIR_RESULT, settings)
     previous, before = read_previous(folder)
     attempts = Attempts(folder, request.max_attempts, dry)
     pictures = Pictures(folder.path / "inputs.parquet", request.max_pixels, trust=not request.verify)
@@ -368,25 +376,31 @@ def export(folder: RunFolder, store: Store, row: Row, artifact: Artifact) -> Non
 
 def describe(plan: Plan) -> dict[str, object]:
     """Contents of run.json: enough to say how any output was made, and to make it again."""
-    return environment(asdict(plan.request), plan.request.compute_threads(), plan.graph)
+    return environment(plan.request, plan.graph)
 
 
-def environment(request: Mapping[str, Any], threads: int, graph: Graph) -> dict[str, object]:
+def environment(request: BaseRequest, graph: Graph) -> dict[str, object]:
     """What run.json says of every kind of run: request, machine, libraries, and all that the nodes are made with."""
     libraries = ("torch", "numpy", "opencv-python-headless", "dlib-bin", "ai-edge-litert", "pyarrow", "prefect")
     return {
         "e4s": version("e4s"),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "request": request,
+        "request": asdict(request),
         "device": graph.settings.device,
         "nodes": graph.fingerprints,
-        "store": request["store"],
+        "store": request.store,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": platform.machine(),
-        "cpu_threads": threads,
+        "instructions": request.instructions(),
+        "cpu_threads": request.compute_threads(),
         "libraries": {name: version(name) for name in libraries},
     }
+
+
+def with_instructions(settings: Settings, store: Store, instructions: str, *, write: bool) -> Settings:
+    """The settings with the instruction set that computes, where the store was begun with another; `write` as for `begun_with`."""
+    return replace(settings, instructions="" if store.begun_with(instructions, write=write) == instructions else instructions)
 
 
 def open_store(folder: RunFiles[Any], url: str) -> Store:

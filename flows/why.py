@@ -181,6 +181,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     for name in ("device", "precision"):
         if before.get(name) != now[name]:
             yield f"{name} changed: {before.get(name)} -> {now[name]}"
+    if before.get("instructions") != now.get("instructions"):
+        old, new = (found.get("instructions") or "those of the store" for found in (before, now))
+        yield f"instruction set changed: {old} -> {new}"
 
 
 def part_changes(part: str, old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

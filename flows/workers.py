@@ -427,6 +427,7 @@ def kit_of(graph: Graph, request: BaseRequest, store: Store) -> dict[str, Any]:
         "store": store.url,
         "threads": threads,
         "at_once": request.workers or threads,
+        "instructions": request.instructions(),
     }
 
 
