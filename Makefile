@@ -11,6 +11,8 @@ DASK_KILLS ?= 12
 WORKER_KILLS ?= 8
 SCHEDULER_RESTARTS ?= 4
 VIDEO_KILLS ?= 20
+# Reports in a row on a busy machine.
+EXITS ?= 200
 
 .PHONY: demo test test-slow lint bench soak install weights clean
 
@@ -53,7 +55,8 @@ soak: weights
 	@$(BIN)/python -m benchmarks.soak --kills $(KILLS) || failed=1; \
 	for where in local:2 outside; do $(BIN)/python -m benchmarks.soak --dask $$where --kills $(DASK_KILLS) || failed=1; done; \
 	$(BIN)/python -m benchmarks.soak_cluster --kills $(WORKER_KILLS) --restarts $(SCHEDULER_RESTARTS) || failed=1; \
-	$(BIN)/python -m benchmarks.soak_video --kills $(VIDEO_KILLS) || failed=1; test -z "$$failed"
+	$(BIN)/python -m benchmarks.soak_video --kills $(VIDEO_KILLS) || failed=1; \
+	$(BIN)/python -m benchmarks.exits --exits $(EXITS) || failed=1; test -z "$$failed"
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -26,6 +26,7 @@ Float64 = npt.NDArray[np.float64]
 PAIRS_FILE = "metrics.parquet"  # a row per pair: id, sha256 of the output that was measured, and a column per line
 METRICS_FILE = "metrics.json"  # every line with its protocol, what could not be measured, counts; the same for the same run
 HISTORY_FILE = "history.jsonl"  # a line per evaluation that differs from the last one under the same protocols
+HISTORY_LINES = 1000  # the latest are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ def read(folder: Path) -> Evaluation:
         return Evaluation(**found, pairs=pairs, outputs=outputs, lines=lines, unavailable=unavailable, computed={})
     except FileNotFoundError:
         raise RunError(f"{folder}: not evaluated yet; run `e4s report` on the run first") from None
-    except (ValueError, KeyError, TypeError, pa.ArrowException):
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException):
         raise RunError(f"{path}: damaged, or written by another version of e4s; repeat `e4s report`") from None
 
 
@@ -208,7 +209,8 @@ def _append_history(evaluation: Evaluation, path: Path) -> None:
     values = {line.name: {name: getattr(line.measured, name) for name in ("value", "low", "high", "count")} for line in evaluation.lines}
     time = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"time": time, "protocols": protocols, "metrics_sha256": sha256, **_counts(evaluation), "values": values}
-    write_atomic(path, "".join(json.dumps(line) + "\n" for line in [*earlier, entry]).encode())
+    latest = [*earlier, entry][-HISTORY_LINES:]
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in latest).encode())
 
 
 def _counts(evaluation: Evaluation) -> dict[str, int]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
 from rich.table import Table
 
+from flows.console import plain_console
 from flows.plan import PAIR_NODES, open_store
 from flows.progress import plural
 from flows.video_plan import VERSIONS
@@ -34,7 +34,7 @@ def print_store(place: str) -> int:
     store = open_place(place)
     entries = store.index.overview()
     entries = entries.filter(entries["first"])
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console(soft_wrap=True)
     table = Table("stage", "artifacts", "failed", "size", "first made", "last made", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.no_wrap = True
@@ -50,12 +50,11 @@ def print_store(place: str) -> int:
     parts = store.index.parts()
     console.print(
         f"{store.url}: {plural(len(pc.unique(entries['key'])), 'artifact')}, {size(_bytes(entries))} of payload; "
-        f"index: {plural(len(parts), 'part')}, {size(sum(part.size for part in parts))}",
-        markup=False,
+        f"index: {plural(len(parts), 'part')}, {size(sum(part.size for part in parts))}"
     )
     for run in store.runs.registered():
         state = "running" if run.live else "its folder is gone" if run.folder_gone else "not running"
-        console.print(f"run {run.path} on {run.host}, registered {run.registered}: {state}", markup=False)
+        console.print(f"run {run.path} on {run.host}, registered {run.registered}: {state}")
     return 0
 
 
@@ -225,7 +224,7 @@ def _stages_of(store: Store) -> set[str]:
 
 def _bytes(entries: pa.Table) -> int:
     """Bytes of the payload files that these entries refer to, each once."""
-    files: Iterable[dict[str, int]] = entries.group_by("file").aggregate([("size", "max")]).to_pylist()
+    files: Iterable[dict[str, int]] = entries.group_by("file", use_threads=False).aggregate([("size", "max")]).to_pylist()
     return sum(file["size_max"] for file in files)
 
 

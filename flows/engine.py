@@ -148,12 +148,16 @@ def use_threads(count: int) -> None:
     Waiting threads sleep (unless the environment says otherwise): on a busy machine spinning ones made small steps ten times slower.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+    os.environ.pop("NVIDIA_TF32_OVERRIDE", None)  # read when the GPU is first used; it would overrule what is set below
     import cv2
     import torch
     from threadpoolctl import threadpool_limits
 
     cv2.setNumThreads(count)
     torch.set_num_threads(count)
+    # Torch's own defaults, which bytes on a GPU are promised for, whatever the environment or the program set before.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = True
     threadpool_limits(count)  # NumPy's linear algebra, whose sums depend on it
     _keep_freed_memory()
 

@@ -24,13 +24,14 @@ from evaluation.protocols import PROTOCOLS, Line, Protocol
 from evaluation.results import Evaluation, MetricLine, Unavailable
 from flows.engine import direct_call, require_weights, use_threads
 from flows.feature_stages import COMPARING, feature_config, feature_stage
-from flows.plan import open_store, pick_device
+from flows.plan import open_store, pick_device, with_instructions
 from flows.progress import plural
 from storage.run import Row, RunError, RunFolder
 from storage.store import Artifact, Damaged, Store
 from tasks.align_near import STAGE as ALIGN_NEAR
 from tasks.frame import hash_file, probe
 from tasks.graph import Graph, Image, Item, Node, Ref, Settings, UsageError
+from tasks.instructions import instruction_set
 from tasks.runner import ChunkJob, Worker, cpu_threads, run_chunk
 from tasks.stage import ItemError
 
@@ -149,7 +150,7 @@ class _Unloadable(WeightsError):
         self.network = network
 
 
-def _graph(networks: Sequence[str], wanted: Sequence[Ref], device: str) -> Graph:
+def _graph(networks: Sequence[str], wanted: Sequence[Ref], device: str, store: Store) -> Graph:
     """The run's own alignment and label maps, the output's alignment, and a node per network and kind of picture."""
     nodes = [
         Node("align", "align", "image", {"image": "image", "face_index": "face_index"}),
@@ -172,7 +173,8 @@ def _graph(networks: Sequence[str], wanted: Sequence[Ref], device: str) -> Graph
             )
     stages = {ALIGN_NEAR.name: ALIGN_NEAR, **{name: feature_stage(NETWORKS[name]) for name in networks}}
     options = {name: feature_config(NETWORKS[name]) for name in networks}
-    return Graph(nodes, (wanted[0][0], "features"), Settings({}, options, device), wanted=wanted, extra=stages)
+    settings = with_instructions(Settings({}, options, device), store, instruction_set(), write=False)
+    return Graph(nodes, (wanted[0][0], "features"), settings, wanted=wanted, extra=stages)
 
 
 def _swapped(network: str) -> str:
@@ -189,7 +191,7 @@ class _Pairs:
             reads[line.network.name] |= set(line.metric.reads)
         self.reads: dict[str, list[Read]] = {name: [read for read in PAIR_READS if read in reads[name]] for name in reads}
         places = [_place(name, read) for name, reads_of in self.reads.items() for read in reads_of]
-        self.graph = _graph(list(self.reads), places, device) if places else None
+        self.graph = _graph(list(self.reads), places, device, run.store) if places else None
         self.rows = [row for row in run.done if row.id not in run.unusable]
         self.keys: dict[str, dict[Ref, str]] = {}  # pair id -> keys of what is wanted of it
         self.producers: dict[str, tuple[str, ...]] = {}  # key -> keys of what it is made of

@@ -36,7 +36,8 @@ class FinishedRun:
             prints: dict[str, dict[str, Any]] = self.settings["nodes"]
             backends = {print_["stage"]: print_["backend"] for print_ in prints.values()}
             options = {node: print_["config"] for node, print_ in prints.items()}
-            settings = Settings(backends, options, self.settings["device"])
+            instructions = next((print_["instructions"] for print_ in prints.values() if "instructions" in print_), "")
+            settings = Settings(backends, options, self.settings["device"], instructions)
             self.graph = Graph(PAIR_NODES, PAIR_RESULT, settings, prints)
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             lacks = f"nothing is said of {error}" if isinstance(error, KeyError) else str(error)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from storage.parquet import open_parquet, read_batches
 from tasks.graph import UsageError
 
 _COLUMNS = ("id", "source", "target", "source_face", "target_face")
@@ -64,7 +64,7 @@ def row_id(number: int) -> str:
 
 def check_id(number: int, given: Any) -> str:
     """The id of a manifest's row, which names its output file. Raises UsageError if it cannot."""
-    name = str(given or row_id(number))
+    name = row_id(number) if given in (None, "") else str(given)
     if not _ID.fullmatch(name) or len(name.encode()) > 200:
         raise UsageError(
             f"row {number + 1}: id {name!r} may hold only letters, digits, '_', '-' and '.', 100 at most, not starting with '.'"
@@ -93,12 +93,12 @@ def _read_pairs(path: Path, source_face: int, target_face: int) -> list[PairRow]
 
 def _read_table(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             wanted = [name for name in file.schema_arrow.names if name in _COLUMNS]
             if not {"source", "target"} <= set(wanted):
                 yield dict.fromkeys(file.schema_arrow.names)
                 return
-            for batch in file.iter_batches(10_000, columns=wanted):
+            for batch in read_batches(file, 10_000, wanted):
                 yield from batch.to_pylist()
     elif path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -121,7 +121,7 @@ class _Cells:
         paths: dict[str, str] = {}
         faces: dict[str, int] = {}
         for role, default in self._faces.items():
-            cell = str(row[role] or "").strip()
+            cell = "" if row[role] is None else str(row[role]).strip()
             if not cell:
                 problem = f"the cell {role} is empty in row {number + 1}; fill it in"
             paths[role] = self._path(cell)

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from e4s_models.added import add, added_weight, check_request, convert, record, verify_added
 from e4s_models.published import PUBLISHED, published
 from e4s_models.user_network import ROLES, add_user_network, user_convention, user_network_state
 from e4s_models.weights import DEFAULT_WEIGHTS, WEIGHTS, WeightsError, pull, remedies, verify
+from flows.console import plain_console
 from flows.plan import PAIR_NODES, PAIR_RESULT
 from flows.profiles import make_settings
 from tasks.graph import Graph
@@ -36,7 +36,7 @@ def print_list() -> int:
     own = Table("role", "state", "meaning", title="your own networks for evaluation: `e4s models add --network ROLE --file FILE`")
     for role, convention in ROLES.items():
         own.add_row(role, user_network_state(role), convention.meaning)
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = plain_console(width=None if sys.stdout.isatty() else 200)
     for table in (weights, authors, own):
         console.print(table)
     return 0

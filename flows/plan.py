@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -17,11 +18,14 @@ from flows.attempts import Attempts
 from flows.inputs import PairRow, read_pairs
 from flows.pictures import Pictures
 from flows.profiles import check_effect, make_settings
+from flows.stale import clear_outputs, put_aside, remove_stale
+from storage.files import store_url
 from storage.run import AnyRow, BaseRow, DamagedFile, Row, RunError, RunFiles, RunFolder, unlock
 from storage.runs import Lease
 from storage.store import Artifact, Damaged, Store, write_atomic
 from tasks.frame import MAX_PIXELS, hash_file
-from tasks.graph import Graph, Image, Item, Node, Ref, UsageError
+from tasks.graph import Graph, Image, Item, Node, Ref, Settings, UsageError
+from tasks.instructions import CHOSEN, instruction_set
 from tasks.runner import ChunkJob, Keep, cpu_threads, failure
 from tasks.stage import ItemError
 
@@ -154,7 +158,7 @@ Retry = Literal["failed", "quarantined"]
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRequest:
-    """What every run is asked for, whatever its items are. Raises UsageError for a setting that cannot be."""
+    """What every run is asked for, whatever its items are. Raises UsageError for a setting, StoreError for a store that cannot be."""
 
     manifest: str
     run: str
@@ -176,6 +180,7 @@ class BaseRequest:
     threads: int = 0  # of the computing libraries, per process: bytes are promised for one count; 0: see compute_threads
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "store", store_url(self.store))  # the run may be read from another folder
         for name, least in (("max_attempts", 1), ("chunk", 1), ("workers", 0), ("threads", 0), ("max_pixels", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
@@ -200,6 +205,10 @@ class BaseRequest:
     def compute_threads(self) -> int:
         """Threads of the computing libraries per process: as asked for, else the cores divided by the processes; 1 on a cluster."""
         return self.threads or (1 if self.remote else max(1, cpu_threads() // max(1, self.processes)))
+
+    def instructions(self) -> str:
+        """The instruction set that computes: this machine's; on a cluster of others the one that is chosen, if any."""
+        return (self.remote and os.environ.get(CHOSEN)) or instruction_set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,10 +298,11 @@ def pick_device(wanted: str, remote: bool = False) -> str:
     return "cpu"
 
 
-def make_plan(request: Request, *, dry: bool = False) -> Plan:
+def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -> Plan:
     """Read the manifest, hash the inputs, look up all keys at once. Raises UsageError or RunError.
 
     With `dry` nothing is written, locked or cancelled: the plan says what a run would do now, beside one that is at work, too.
+    `temporary`: the run folder ends with the plan, so that the store need not remember the run.
     """
     began = time.perf_counter()
     pairs = read_pairs(request.manifest, source_face=request.source_face, target_face=request.target_face)
@@ -305,6 +315,8 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
         folder.create()
         lock = folder.lock()
     store = open_store(folder, request.store)
+    settings = with_instructions(settings, store, request.instructions(), write=not dry)
+    graph = Graph(PAIR_NODES, PAIR_RESULT, settings)
     previous, before = read_previous(folder)
     attempts = Attempts(folder, request.max_attempts, dry)
     pictures = Pictures(folder.path / "inputs.parquet", request.max_pixels, trust=not request.verify)
@@ -332,12 +344,15 @@ def make_plan(request: Request, *, dry: bool = False) -> Plan:
             rows[pair.id] = replace(row, **{name: getattr(earlier, name) for name in made})
         else:
             items.append(item)
-    lease = store.register(folder.path, keys_of(graph, every)) if items and not dry else None
+    lease = store.register(folder.path, keys_of(graph, every), temporary=temporary) if items and not dry else None
     looked_up = store.find(set(keys_of(graph, items)))
     known = looked_up.artifacts
     finds = _Finds(folder, store, dry)
     if request.verify:
         known = finds.verified(known)
+    if not dry:
+        exported = (before[item.id] for item in items if item.id in before and finds.has_result(rows[item.id], known))
+        clear_outputs(folder, exported, store)
     todo = [item for item in items if not finds.finished(rows[item.id], known)]
     todo = _to_try(request, graph, store, attempts, rows, todo, known, dry)
     attempts.unreadable(unreadable)
@@ -354,9 +369,10 @@ def keys_of(graph: Graph, items: Iterable[Item]) -> Iterator[str]:
 
 
 def export(folder: RunFolder, store: Store, row: Row, artifact: Artifact) -> None:
-    """Put a finished result into the run's outputs and say so in its row. Raises Damaged."""
+    """Put a finished result into the run's outputs and say so in its row; another file there is moved to RUN/replaced. Raises Damaged."""
     output = f"outputs/{row.id}.png"
     data = store.read_bytes(artifact, PAIR_RESULT[1])
+    put_aside(folder, folder.path / output, artifact.payloads[PAIR_RESULT[1]].sha256)
     write_atomic(folder.path / output, data)
     row.status, row.output, row.output_size = "done", output, len(data)
     row.output_sha256 = artifact.payloads[PAIR_RESULT[1]].sha256
@@ -365,25 +381,31 @@ def export(folder: RunFolder, store: Store, row: Row, artifact: Artifact) -> Non
 
 def describe(plan: Plan) -> dict[str, object]:
     """Contents of run.json: enough to say how any output was made, and to make it again."""
-    return environment(asdict(plan.request), plan.request.compute_threads(), plan.graph)
+    return environment(plan.request, plan.graph)
 
 
-def environment(request: Mapping[str, Any], threads: int, graph: Graph) -> dict[str, object]:
+def environment(request: BaseRequest, graph: Graph) -> dict[str, object]:
     """What run.json says of every kind of run: request, machine, libraries, and all that the nodes are made with."""
     libraries = ("torch", "numpy", "opencv-python-headless", "dlib-bin", "ai-edge-litert", "pyarrow", "prefect")
     return {
         "e4s": version("e4s"),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "request": request,
+        "request": asdict(request),
         "device": graph.settings.device,
         "nodes": graph.fingerprints,
-        "store": request["store"],
+        "store": request.store,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": platform.machine(),
-        "cpu_threads": threads,
+        "instructions": request.instructions(),
+        "cpu_threads": request.compute_threads(),
         "libraries": {name: version(name) for name in libraries},
     }
+
+
+def with_instructions(settings: Settings, store: Store, instructions: str, *, write: bool) -> Settings:
+    """The settings with the instruction set that computes, where the store was begun with another; `write` as for `begun_with`."""
+    return replace(settings, instructions="" if store.begun_with(instructions, write=write) == instructions else instructions)
 
 
 def open_store(folder: RunFiles[Any], url: str) -> Store:
@@ -431,11 +453,15 @@ class _Finds:
         self.folder, self.store, self.dry = folder, store, dry
         self.damaged: set[str] = set()
 
+    def has_result(self, row: Row, known: Mapping[str, Artifact]) -> bool:
+        """Whether the index says that an earlier or another run computed the row's result."""
+        return row.key in known and not known[row.key].failed
+
     def finished(self, row: Row, known: dict[str, Artifact]) -> bool:
         """Whether an earlier or another run computed the row's result; its picture, missing here, is copied from the store."""
-        artifact = known.get(row.key)
-        if artifact is None or artifact.failed:
+        if not self.has_result(row, known):
             return False
+        artifact = known[row.key]
         try:
             if self.dry:
                 self.store.read_bytes(artifact, PAIR_RESULT[1])
@@ -507,38 +533,6 @@ def _to_try(
     if not dry:
         store.void(*cancelled.values())
     return todo
-
-
-def remove_stale(folder: RunFiles[AnyRow], before: Iterable[AnyRow], rows: Mapping[str, BaseRow], store: Store | None) -> None:
-    """Take outputs away that an earlier manifest lists and this one does not hold as done: made with other inputs or settings.
-
-    To be called when the run is about to begin, so that nothing goes for a command that cannot. Nothing finished is lost by it: an output
-    whose result `store` still holds is removed, any other is moved to RUN/replaced. Where the store holds results in parts only (videos)
-    it is None. What is to be made again under the same key was damaged, and goes. Where an input cannot be read now, its output stays.
-    """
-    kept = {row.output for row in rows.values() if row.status == "done"}
-    kept |= {row.output for row in before if row.id in rows and rows[row.id].stage == "input"}  # maybe its file is away for a moment
-    stale = [row for row in before if row.output and row.output not in kept and (folder.path / row.output).exists()]
-    again = {row.id for row in stale if row.id in rows and rows[row.id].key == row.key}
-    found = store.lookup({row.key for row in stale if row.id not in again}) if store and stale else {}
-    removed = moved = 0
-    for row in stale:
-        path = folder.path / row.output
-        if row.id in again:
-            path.unlink()
-        elif row.key in found and not found[row.key].failed:
-            path.unlink()
-            removed += 1
-        else:
-            (folder.path / "replaced").mkdir(exist_ok=True)
-            path.rename(folder.path / "replaced" / f"{path.stem}-{row.output_sha256[:8]}{path.suffix}")
-            moved += 1
-    of_others = "e4s: outputs of other inputs or settings:"
-    if removed:
-        back = "the store keeps their results, and the command that made them puts them back without computing"
-        print(f"{of_others} {removed} removed; {back}", file=sys.stderr)
-    if moved:
-        print(f"{of_others} {moved} moved to {folder.path / 'replaced'}; remove there what is not needed", file=sys.stderr)
 
 
 def stands(folder: RunFiles[Any], row: BaseRow, verify: bool) -> bool:

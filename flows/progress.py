@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
+from flows.console import PlainColumn, plain_console
 from flows.plan import Plan
 from storage.run import Row
 
@@ -107,15 +107,15 @@ class Bar:
     """For people: a bar with the running stage, rate and time left."""
 
     def begin(self, plan: Plan) -> None:
-        console = Console(stderr=True)
+        console = plain_console(stderr=True)
         console.print(opening(plan))
         self.rate = _Rate(len(plan.todo))
         self.bar = Progress(
-            TextColumn("{task.description:<14}"),
+            PlainColumn("{task.description:<14}"),
             BarColumn(),
-            TextColumn("{task.fields[done]} of {task.total} pairs"),
+            PlainColumn("{task.fields[done]} of {task.total} pairs"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[rate]}"),
+            PlainColumn("{task.fields[rate]}"),
             console=console,
         )
         self.task: TaskID = self.bar.add_task("", total=len(plan.todo), rate="", done=0)
@@ -155,8 +155,8 @@ def counted(what: str) -> Iterator[Count]:
     if not sys.stderr.isatty():
         yield _counted_lines(what)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    columns = (PlainColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), PlainColumn(what), TimeRemainingColumn())
+    with Progress(*columns, console=plain_console(stderr=True)) as bar:
         task, running = bar.add_task("", total=None), ""
 
         def show(done: int, total: int, part: str = "") -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from e4s_models.published import PUBLISHED, Array, Check, check_reference, compare
+from flows.console import plain_console
 from tasks.blend import multiband_blend
 from tasks.graph import UsageError
 from tasks.swap import recompose_mask
@@ -31,7 +31,7 @@ def check_all(folder: str) -> int:
         )
     if not count:
         raise UsageError(f"{path}: no reference vectors here (NAME.json with NAME_*.npz) for {', '.join(PUBLISHED)}, mask_swap or blend")
-    Console(width=120).print(table)
+    plain_console(width=120).print(table)
     absent = sorted({spec.stem for spec in path.glob("*.json")} - PUBLISHED.keys())
     print(f"{count} outputs compared, {failed} failed" + (f"; not ported yet: {', '.join(absent)}" if absent else ""))
     return 1 if failed else 0

@@ -24,15 +24,16 @@ from distributed.worker import WORKER_ANY_RUNNING
 from e4s_models.weights import WeightsError
 from flows.engine import require_weights, use_threads
 from storage.keys import digest
+from storage.runs import PROBES
 from storage.store import Store, StoreError
 from tasks.frame import hash_file
 from tasks.graph import Graph, Node, Ref, Settings, UsageError
+from tasks.instructions import CHOSEN, instruction_set
 from tasks.runner import ChunkJob, ChunkResult, Keep, Worker, forget_models, run_chunk
 from tasks.stage import ItemError
 
 PACKAGES = ("e4s_models", "storage", "tasks", "flows")
 TELL_EVERY = 1.0  # s between two messages about a running job's share
-PROBES = "probe"  # folder in the store
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Kit:
     keep: Keep
     threads: int  # of the computing libraries: bytes are promised for one count
     at_once: int
+    instructions: str  # of the processor: bytes are promised for one set
     picture: tuple[str, str] = ("", "")  # path and sha256 of one input
 
     def graph(self) -> Graph:
@@ -165,6 +167,11 @@ def examine(kit: Kit, offers_gpu: bool) -> str:
 
 def _program(kit: Kit) -> str:
     try:
+        if (here := instruction_set()) != kit.instructions:
+            return (
+                f"it would compute other bytes: with the instruction set {here}, and this run is for {kit.instructions}; leave it out, or "
+                f"plan a run for such workers by {CHOSEN}={here.split(' ')[0]} (docs/cluster.md)"
+            )
         if source_digest(kit.settings) != kit.source:
             return "its program differs from that of this run; install the same version there"
         differences = [text for name, found in kit.prints_here().items() for text in _differences(name, found, kit.prints[name])]

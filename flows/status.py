@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from flows.attempts import history
+from flows.console import plain_console
 from flows.plan import PAIR_NODES, open_store
 from flows.progress import Pace, duration, plural
 from storage.run import BaseRow, read_lines
@@ -21,6 +22,7 @@ from storage.video_run import open_run
 
 FOLLOW_EVERY = 1.0  # s between looks at a run
 
+_TAKEN = ("begin", "start", "pass", "stage", "failed", "chunk", "end")  # events that say how a run stands
 _NODES = tuple(node.name for node in PAIR_NODES)
 _ORDER = ("probe", "source", *(f"{node} (source)" for node in _NODES), "detect", "track", *_NODES, "segment", "join", "remux")
 """Rows of the table as items and videos go through them."""
@@ -72,8 +74,8 @@ class RunState:
     def feed(self, events: Iterable[Mapping[str, Any]]) -> None:
         for event in events:
             self.last = event["time"]
-            if take := getattr(self, f"_{event['event']}", None):
-                take(event)
+            if event["event"] in _TAKEN:
+                getattr(self, f"_{event['event']}")(event)
         for state in self.stages.values():
             state.running = 0
         for stage in self._where.values():
@@ -152,7 +154,7 @@ def print_status(run: str) -> int:
     counts = Counter(row.status for row in rows)
     state = RunState()
     state.feed(folder.read_log())
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console(soft_wrap=True)
     holder = folder.holder()
     if holder and not state.ended and state.items:  # the manifest lags behind
         counts = Counter(done=state.done, failed=state.failed, left=state.left)
@@ -168,9 +170,9 @@ def print_status(run: str) -> int:
     if state.stages:
         console.print(_table(state))
     if counts["left"]:
-        console.print(_outlook(state, holder, time.time(), folder.noun), markup=False)
+        console.print(_outlook(state, holder, time.time(), folder.noun))
     for (stage, reason), count in Counter((row.stage, row.reason) for row in rows if row.status == "failed").most_common():
-        console.print(f"{count} failed in {stage}: {reason}", markup=False)
+        console.print(f"{count} failed in {stage}: {reason}")
     return 2 if counts["failed"] or counts["left"] else 0
 
 
@@ -209,7 +211,7 @@ def follow(run: str) -> int:
     folder = open_run(run)
     folder.read_settings()
     state, at = RunState(), 0
-    console = Console(highlight=False)
+    console = plain_console()
     with Live(console=console, auto_refresh=False) as live:
         while True:
             holder = folder.holder()

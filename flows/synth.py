@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from e4s_models.weights import weight_digest
 from flows.inputs import row_id
 from flows.manifests import distinct_pairs
+from storage.parquet import read_parquet
 from storage.store import write_atomic
 from tasks.encode import GENERATOR, GENERATOR_WEIGHT, MANIFEST, W_DIGEST, w_digest
 from tasks.stage import Float32, UInt8
@@ -286,7 +287,7 @@ def _facts(index: int, seed: int, truncation: float, size: int) -> Row:
 def _rows(manifest: Path) -> dict[str, Row]:
     """Rows of an earlier call by file; none where the manifest is missing, damaged or not one of ours."""
     try:
-        table = pq.read_table(manifest)
+        table = read_parquet(manifest)
     except (pa.ArrowException, OSError):
         return {}
     return {row["file"]: row for row in table.to_pylist()} if table.schema.equals(_SCHEMA) else {}

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from e4s_models.weights import weight_digest
 from flows.attempts import Attempts
 from flows.inputs import check_id
 from flows.pictures import Pictures
-from flows.plan import PAIR_NODES, BaseRequest, Holding, environment, open_store, pick_device, read_previous, remove_stale, stands
+from flows.plan import PAIR_NODES, BaseRequest, Holding, environment, open_store, pick_device, read_previous, stands, with_instructions
 from flows.profiles import check_effect, make_settings
+from flows.stale import remove_stale
 from flows.video_survey import set_known_failures_aside
 from storage.keys import digest
+from storage.parquet import read_parquet
 from storage.runs import Lease
 from storage.store import Store
 from storage.video_run import KIND, VideoRow, VideoRunFolder
@@ -170,7 +171,7 @@ class VideoPlan(Recipe, Holding):
         settings = {name: asdict(config) for name, config in vars(self.configs).items()}
         return {
             "kind": KIND,
-            **environment(asdict(self.request), self.request.compute_threads(), self.graph),
+            **environment(self.request, self.graph),
             "videos": {"prints": self.prints, **settings},
         }
 
@@ -187,6 +188,7 @@ def _prints(graph: Graph, configs: Configs) -> dict[str, Any]:
             "version": VERSIONS[kind],
             "weights": {name: weight_digest(name) for name in weights},
             "libraries": {name: library_version(name) for name in libraries},
+            **({"instructions": graph.settings.instructions} if graph.settings.instructions else {}),
             **more,
         }
 
@@ -248,6 +250,7 @@ def make_video_plan(request: VideoRequest, *, dry: bool = False) -> VideoPlan:
         lock = folder.lock()
     previous, before = read_previous(folder)
     store = open_store(folder, request.store)
+    graph = Graph(VIDEO_NODES, FRAME_RESULT, with_instructions(graph.settings, store, request.instructions(), write=not dry))
     attempts = Attempts(folder, request.max_attempts, dry)
     plan = VideoPlan(
         graph,
@@ -372,7 +375,7 @@ def _read_manifest(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"{path}: no such manifest; give a .csv or .parquet file with the columns source and video")
     try:
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
+            table = read_parquet(path)
             names, rows = list(table.schema.names), list(table.to_pylist())
         else:
             with path.open(newline="", encoding="utf-8-sig") as file:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
 from rich.table import Table
 
+from flows.console import plain_console
 from flows.plan import Plan, Request, make_plan
 from flows.progress import plural
 from storage.run import BaseRow, Row, RunFiles, RunFolder
@@ -111,7 +111,7 @@ def print_reasons(folder: RunFiles[Any], rows: Collection[BaseRow], todo: int, r
     table = Table("stage", "runs", "why", box=None, pad_edge=False)
     for reason in reasons:
         table.add_row(reason.node, reason.number, reason.why)
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    plain_console(soft_wrap=True).print(table)
     return 0
 
 
@@ -181,6 +181,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     for name in ("device", "precision"):
         if before.get(name) != now[name]:
             yield f"{name} changed: {before.get(name)} -> {now[name]}"
+    if before.get("instructions") != now.get("instructions"):
+        old, new = (found.get("instructions") or "those of the store" for found in (before, now))
+        yield f"instruction set changed: {old} -> {new}"
 
 
 def part_changes(part: str, old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

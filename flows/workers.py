@@ -26,14 +26,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from flows.plan import BaseRequest
-from flows.remote import PROBES, Kit, Refused, carry, enter, halt, packed, source_digest, topic
+from flows.remote import Kit, Refused, carry, enter, halt, packed, source_digest, topic
 from storage.run import RunFiles
+from storage.runs import PROBES
 from storage.store import Store, StoreError
 from tasks.graph import Graph, UsageError
 from tasks.runner import DiskFull
@@ -347,6 +347,10 @@ class Crew:
             for address, entry in new.items():
                 self._sites[address] = _Site(address, str(entry["name"]), entry["resources"].get("GPU", 0) >= 1)
             self._changed.notify_all()
+        if new:
+            # Old ones are pruned, so it is made young for each handshake; there a lost store shows itself.
+            with suppress(OSError, StoreError):
+                self._probe(write=True)
         for address in new:
             site = self._sites[address]
             site.check = self._client.submit(
@@ -420,9 +424,10 @@ def kit_of(graph: Graph, request: BaseRequest, store: Store) -> dict[str, Any]:
         "final": graph.final,
         "settings": graph.settings,
         "source": source_digest(graph.settings),
-        "store": store.url if "://" in store.url else str(Path(store.url).absolute()),
+        "store": store.url,
         "threads": threads,
         "at_once": request.workers or threads,
+        "instructions": request.instructions(),
     }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -16,9 +18,11 @@ from typing import Any, TypeVar
 
 import fsspec
 import tenacity
+from fsspec.implementations.local import LocalFileSystem
 
 from storage.faults import fault_point
 
+_PASSWORD = re.compile(r"(://[^/@:]*):(?!\d*(?:/|$))[^@]*@")  # what follows the colon is no port
 RETRY_SECONDS = 60.0  # how long a lost store is tried again; E4S_STORE_RETRY_SECONDS replaces it
 _LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _PASSING_ERRNO = {
@@ -64,7 +68,7 @@ class Files:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = url = store_url(url)
         try:
             self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
@@ -75,6 +79,9 @@ class Files:
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
 
     def path(self, file: str) -> str:
+        """Where a file lies. Raises StoreError for one that an index names outside of the store."""
+        if ".." in file.split("/"):
+            raise StoreError(f"store {self.url}: {file!r} would be outside of it; `e4s cache prune --stage` removes what names it")
         return f"{self.root}/{file}"
 
     def read(self, file: str) -> bytes:
@@ -161,6 +168,13 @@ class Files:
                 except FileNotFoundError:
                     continue
 
+    def remove_folder(self, folder: str) -> None:
+        """Remove the files right in a folder, and the folder itself where there are folders and nothing else is in it."""
+        self.remove([entry.file for entry in self.entries(folder)])
+        if self.local:
+            with suppress(OSError):  # others may have written there meanwhile
+                Path(self.path(folder)).rmdir()
+
     def _entry(self, info: dict[str, Any]) -> Entry:
         name = str(info["name"])
         prefix = f"{self.root}/"
@@ -218,6 +232,22 @@ class Files:
                 f"store {self.url}: lost, it cannot be {done} ({reason}); when it is back, repeat the command: nothing finished is lost"
             )
         return StoreError(f"store {self.url}: it cannot be {done} ({reason}); correct the URL or choose another --store")
+
+
+def store_url(text: str) -> str:
+    """A store's folder or URL as it can be saved and shown: a folder with its absolute path, and no password in a URL. Raises StoreError.
+
+    A password would be in messages, run.json and the parameters that Prefect keeps; fsspec takes it from the environment.
+    """
+    if _PASSWORD.search(text):
+        kind, shown = text[: text.index("://")].rpartition(":")[2].upper(), _PASSWORD.sub(r"\1:***@", text)
+        raise StoreError(
+            f"store {shown}: a password in a URL would be saved and shown; leave it out and set FSSPEC_{kind}_PASSWORD (docs/store.md)"
+        )
+    is_url = "://" in text or "::" in text
+    if not text or (is_url and not text.startswith(("file://", "local://"))):
+        return text
+    return str(LocalFileSystem._strip_protocol(text))
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = False) -> None:

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from storage.faults import fault_point
 from storage.files import Entry, Files, StoreError
 from storage.keys import digest_bytes
-from storage.parquet import open_parquet
+from storage.parquet import open_parquet, read_table
 
 INDEX_FORMAT = 2  # 1 had neither merged parts nor the kind `pruned`
 CANCELS = ("void", "pruned")
@@ -253,7 +253,7 @@ class Index:
         form = (file.schema_arrow.metadata or {}).get(_FORMAT_FIELD, b"1")
         if not form.isdigit() or int(form) > INDEX_FORMAT:
             raise self._too_new(part.name)
-        table = file.read()
+        table = read_table(file)
         if "part" not in table.column_names:
             table = table.append_column("part", pa.array([part.name] * len(table), pa.string()))
         return table.select(ROW_SCHEMA.names).cast(ROW_SCHEMA)
@@ -344,7 +344,7 @@ class _Spill:
         self._flush()
         for writer, path in zip(self.writers, self.paths, strict=True):
             writer.close()
-            with pa.ipc.open_stream(str(path)) as reader:
+            with pa.ipc.open_stream(str(path), options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
                 yield reader.read_all()
             path.unlink()
 

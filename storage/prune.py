@@ -70,6 +70,7 @@ def prune(store: Store, selection: Selection, *, really: bool, grace: float = GR
     if not really:
         return _prune(store, selection, really=False, grace=grace)
     with store.runs.pruning():
+        store.runs.forget_ended()
         pruning = _prune(store, selection, really=True, grace=grace)
         if selection.run and not selection.run.live and not (selection.stages or selection.failed or selection.older_than):
             store.runs.forget(selection.run)
@@ -91,7 +92,7 @@ def _prune(store: Store, selection: Selection, *, really: bool, grace: float) ->
     if selection.max_size is not None:
         chosen &= _beyond(entries, chosen, codes, sizes, selection.max_size)
     gone = entries.select(["key", "stage", "part"]).filter(pa.array(chosen)).cast(_PLAIN)
-    count = gone.group_by("key").aggregate([("stage", "min")])["stage_min"].value_counts()
+    count = gone.group_by("key", use_threads=False).aggregate([("stage", "min")])["stage_min"].value_counts()
     result.artifacts = dict(sorted((entry["values"], entry["counts"]) for entry in count.to_pylist()))
 
     referred = np.zeros(len(files), bool)
@@ -101,7 +102,7 @@ def _prune(store: Store, selection: Selection, *, really: bool, grace: float) ->
     result.files, result.file_bytes = len(freed), sum(entry.size for entry in freed)
     result.left, result.left_bytes = len(left), sum(entry.size for entry in left)
     if really:
-        store.index.cancel(gone.group_by(["key", "stage", "part"]).aggregate([]), "pruned")
+        store.index.cancel(gone.group_by(["key", "stage", "part"], use_threads=False).aggregate([]), "pruned")
         _remove(store, [*freed, *left])
     return result
 

@@ -137,7 +137,19 @@ class RunFiles(Generic[AnyRow]):
         if missing := {column.name for column in fields(self.row) if column.default is MISSING} - names:
             lacking = f"its manifest has no column {min(missing)}"
             raise RunError(f"{self.path}: not a run of {self.noun}s ({lacking}); choose another run folder")
-        return [self._row(columns) for batch in table.to_batches(10_000) for columns in batch.to_pylist()]
+        rows = [self._row(columns) for batch in table.to_batches(10_000) for columns in batch.to_pylist()]
+        for row in rows:
+            self._check_names(row)
+        return rows
+
+    def _check_names(self, row: BaseRow) -> None:
+        """Check that a row names no file outside of the run folder, which might then be read, replaced or removed. Raises DamagedFile."""
+        again = "repeat the run's command: the manifest is rebuilt"
+        if not _is_file_name(row.id):
+            raise DamagedFile(f"{self.manifest}: the id {row.id!r} is no file name; {again}")
+        folder, _, name = row.output.partition("/")
+        if row.output and not (folder == self.outputs.name and _is_file_name(name)):
+            raise DamagedFile(f"{self.manifest}: the row {row.id!r} names {row.output!r} as its output, not a file of outputs/; {again}")
 
     def write_rows(self, rows: Iterable[AnyRow]) -> None:
         """Replace the manifest, in pieces that keep memory small beside the rows themselves."""
@@ -275,6 +287,10 @@ def read_lines(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
             if isinstance(value, dict):
                 found.append(value)
     return found, start
+
+
+def _is_file_name(text: str) -> bool:
+    return text not in ("", ".", "..") and "/" not in text and "\0" not in text
 
 
 def _batched(rows: Iterable[AnyRow], size: int) -> Iterator[list[AnyRow]]:

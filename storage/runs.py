@@ -7,7 +7,8 @@
 
 A run writes its lease and then looks whether somebody prunes; who prunes writes that and then looks for leases: so one of the two sees
 the other. A run waits for the prune to end; a prune spares what running ones may use. A lease counts while the process that holds it
-lives; on another machine, while it is younger than two minutes by the store's clock.
+lives, told by the clock ticks between the machine's start and its own, which no step of the clock changes; on another machine, while it
+is younger than two minutes by the store's clock. What a temporary run registered goes with its lease.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from storage.files import Entry, Files, StoreError, write_atomic
 from storage.keys import digest_bytes
 from storage.parquet import read_parquet
 
+PROBES = "probe"  # folder of files by which Dask workers prove that they see the store, see flows/remote.py
+LEFT_SECONDS = 3600.0  # after this long a claim or a proof that was not written again is of a process that was killed
 LEASE_SECONDS = 120.0  # after this long without a sign of life a lease held on another machine no longer counts
 ID_FILE = ".run-id"  # in the run folder: its name in every store, wherever it is moved to
 
@@ -52,6 +55,7 @@ class Run:
     registered: str  # ISO 8601
     live: bool
     keys_file: str
+    temporary: bool = False  # its folder ends with it, so its registration does, too
 
     @property
     def folder_gone(self) -> bool:
@@ -62,9 +66,10 @@ class Run:
 class Lease:
     """A run's right to what it may use; close it (or leave its `with`) when the run ends. The end of the process ends it too."""
 
-    def __init__(self, files: Files, file: str, **fields: Any) -> None:
-        self._files, self._file = files, file
-        self._data = json.dumps({**fields, **_this_process()}).encode()
+    def __init__(self, files: Files, file: str, *, temporary: bool = False, **fields: Any) -> None:
+        """`temporary`: all that lies beside the lease goes when it is closed."""
+        self._files, self._file, self._temporary = files, file, temporary
+        self._data = json.dumps({**fields, "temporary": temporary, **_this_process()}).encode()
         self._done = threading.Event()
         self._files.write(file, self._data)
         self._thread = threading.Thread(target=self._beat, name="e4s-lease", daemon=True)
@@ -75,7 +80,10 @@ class Lease:
             self._done.set()
             self._thread.join()
             try:
-                self._files.remove([self._file])
+                if self._temporary:
+                    self._files.remove_folder(self._file.rpartition("/")[0])
+                else:
+                    self._files.remove([self._file])
             except (StoreError, OSError):  # a lost store: the lease runs out by itself
                 return
 
@@ -99,26 +107,24 @@ class Runs:
     def __init__(self, files: Files) -> None:
         self.files = files
 
-    def register(self, run: Path, keys: Iterable[str], *, unfolding: bool = False) -> Lease:
+    def register(self, run: Path, keys: Iterable[str], *, unfolding: bool = False, temporary: bool = False) -> Lease:
         """Write the run's lease and keys; waits while somebody prunes. Raises StoreError if the store cannot be written.
 
         The keys replace those of the run's earlier plan. `unfolding`: they are but the first, `extend` adds what follows from them as it
-        comes to be known; so if one of them was registered before, all that was stays, wherever the folder was then.
+        comes to be known; so if one of them was registered before, all that was stays, wherever the folder was then. `temporary`: nothing
+        is registered any more when the lease is closed; of a run that was killed the next one that registers, or a prune, removes it.
         """
         name = f"{run_id(run, make=True)}-{digest_bytes(str(run.absolute()).encode())[:8]}"  # a copied folder is another run
         before = self._known(name.split("-")[0]) if unfolding else []
-        self._forget_moved(name)
-        lease = Lease(self.files, f"runs/{name}/lease.json", path=str(run.absolute()))
+        self.forget_ended(moved=name)
+        about: dict[str, Any] = {"path": str(run.absolute()), "temporary": temporary}
+        lease = Lease(self.files, f"runs/{name}/lease.json", **about)
         try:
             if unfolding:
                 first = set(keys)
                 keys = first if first.isdisjoint(before) else first.union(before)
             self._write_keys(name, keys)
-            about = {
-                "path": str(run.absolute()),
-                "host": socket.gethostname(),
-                "registered": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
+            about |= {"host": socket.gethostname(), "registered": datetime.now(UTC).isoformat(timespec="seconds")}
             self.files.write(f"runs/{name}/run.json", json.dumps(about).encode())
             self._wait_for_prunes()
         except BaseException:
@@ -149,6 +155,7 @@ class Runs:
                         about.get("registered", ""),
                         lease is not None and self._holds(lease, now),
                         f"{folder}/{keys[-1]}" if keys else "",
+                        bool(about.get("temporary")),
                     )
                 )
         return sorted(runs, key=lambda found: (found.path, found.id))
@@ -163,7 +170,7 @@ class Runs:
 
     def forget(self, run: Run) -> None:
         """Remove a run's registration."""
-        self.files.remove([entry.file for entry in self.files.entries(f"runs/{run.id}")])
+        self.files.remove_folder(f"runs/{run.id}")
 
     @contextmanager
     def pruning(self) -> Iterator[None]:
@@ -176,11 +183,21 @@ class Runs:
         finally:
             lease.close()
 
-    def _forget_moved(self, name: str) -> None:
-        """Remove registrations of the same run folder at a place where it no longer is."""
+    def forget_ended(self, moved: str = "") -> None:
+        """Remove what killed ones left: registrations of temporary runs, claims of prunes, proofs of workers.
+
+        Also registrations of the run `moved` at a place where its folder no longer is.
+        """
         for run in self.registered():
-            if run.id != name and run.id.split("-")[0] == name.split("-")[0] and run.folder_gone and not run.live:
+            elsewhere = run.id != moved and run.id.split("-")[0] == moved.split("-")[0] and run.folder_gone
+            if (run.temporary or elsewhere) and not run.live:
                 self.forget(run)
+        now = self.now()
+        for folder in ("prune", PROBES):
+            left = [entry for entry in self.files.entries(folder) if entry.modified < now - LEFT_SECONDS]
+            if left:
+                same = set(self.files.entries(folder))  # not those that were written again meanwhile
+                self.files.remove([entry.file for entry in left if entry in same])
 
     def _write_keys(self, name: str, keys: Iterable[str]) -> None:
         iterator = iter(keys)
@@ -251,10 +268,10 @@ class Runs:
         if holder is None and self.files.size(lease.file) < 0:
             return False  # just closed
         if holder and holder.get("host") == _host():
-            try:
-                return bool(psutil.Process(holder["pid"]).create_time() == holder["started"])
-            except psutil.NoSuchProcess:
-                return False
+            started = _start_ticks(holder["pid"])
+            if started in (None, holder.get("ticks")):
+                return started is not None
+            # Another process has that number now, or an earlier version wrote the lease: a young one may be held all the same.
         return now - lease.modified < LEASE_SECONDS
 
     def now(self) -> float:
@@ -298,4 +315,18 @@ def _host() -> str:
 
 
 def _this_process() -> dict[str, Any]:
-    return {"host": _host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"host": _host(), "pid": os.getpid(), "started": psutil.Process().create_time(), "ticks": _start_ticks(os.getpid())}
+
+
+def _start_ticks(pid: int) -> float | None:
+    """When a process of this machine started, in clock ticks since the machine did; None if it is gone, or dead and not waited for.
+
+    The time of day of its start (`create_time`) would change with every step of the clock: it counts where there is no /proc.
+    """
+    try:
+        if not Path("/proc/self/stat").exists():
+            return float(psutil.Process(pid).create_time())
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()  # the name before may hold anything
+    except (psutil.NoSuchProcess, OSError):
+        return None
+    return None if fields[0] in "ZXx" else float(fields[19])

@@ -4,6 +4,7 @@
     payload/cd/cd34...parquet   the arrays of one publication (a row each), named likewise
     index/                      what is finished, see storage/index.py: a row per output of each artifact
     runs/                       which runs use the store and which artifacts each uses, see storage/runs.py
+    begun.json                  the instruction set that keys mean which name none
 
 Payloads are written under a temporary name, published and forced to the disk before the index part that lists them. Of two entries for
 one key the first wins. An artifact found damaged is cancelled by a further index part, so that it is computed again; so is one that was
@@ -13,6 +14,7 @@ pruned to free room (storage/prune.py).
 from __future__ import annotations
 
 import io
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,8 @@ __all__ = ["Artifact", "Damaged", "Finished", "Found", "Payload", "Store", "Stor
 ARRAY_SCHEMA = pa.schema(
     [("key", pa.string()), ("output", pa.string()), ("dtype", pa.string()), ("shape", pa.list_(pa.int32())), ("data", pa.binary())]
 )
+
+BEGUN_FILE = "begun.json"  # what the store was begun with
 
 SHARD_BYTES = 64_000_000  # of arrays that were read and are kept for the next reading
 
@@ -131,6 +135,22 @@ class Store:
         """Every finished or failed artifact, at once."""
         return list(self.artifacts())
 
+    def begun_with(self, instructions: str, *, write: bool) -> str:
+        """The instruction set that keys mean which name none: that of the first machine that planned a run with this store.
+
+        A store that does not know it (a new one, or one that an earlier version made) is taken to be of `instructions`; with `write`
+        that is noted.
+        """
+        try:
+            found = json.loads(self.files.read(BEGUN_FILE)).get("instructions")
+        except (FileNotFoundError, ValueError, AttributeError):
+            found = None
+        if isinstance(found, str) and found:
+            return found
+        if write:
+            self.files.write(BEGUN_FILE, json.dumps({"instructions": instructions}).encode(), durable=True)
+        return instructions
+
     # -- reading ---------------------------------------------------------------------------------------------------------------------
 
     def read(self, artifact: Artifact, output: str) -> Array:
@@ -215,12 +235,13 @@ class Store:
         if rows:
             self.index.cancel(pa.Table.from_pylist(rows), "void")
 
-    def register(self, run: str | Path, keys: Iterable[str], *, unfolding: bool = False) -> Lease:
+    def register(self, run: str | Path, keys: Iterable[str], *, unfolding: bool = False, temporary: bool = False) -> Lease:
         """Say that a run is at work here and may use these keys: nothing of them is pruned until the lease is closed.
 
-        To be called before the keys are looked up; waits while somebody prunes. `unfolding`: these are but the first. See storage/runs.py.
+        To be called before the keys are looked up; waits while somebody prunes. `unfolding`: these are but the first. `temporary`: the run
+        folder ends with the lease. See storage/runs.py.
         """
-        return self.runs.register(Path(run), keys, unfolding=unfolding)
+        return self.runs.register(Path(run), keys, unfolding=unfolding, temporary=temporary)
 
     def compact(self) -> None:
         """Merge the index into as few parts as there need be."""

@@ -71,12 +71,13 @@ class Manifests:
     def __call__(self, path: Path) -> dict[str, Float32]:
         """Codes (512,) of a `people.parquet` by their digest. Raises PassingError if it cannot be read."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
+
+        from storage.parquet import read_parquet
 
         try:
             state = path.stat()
             if (known := (path, state.st_mtime_ns, state.st_size)) not in self._codes:
-                table = pq.read_table(path, columns=["w_sha256", "w"])
+                table = read_parquet(path, columns=["w_sha256", "w"])
                 codes = np.asarray(table["w"].combine_chunks().flatten(), np.float32).reshape(len(table), -1)
                 self._codes[known] = dict(zip(table["w_sha256"].to_pylist(), codes, strict=True))
             return self._codes[known]

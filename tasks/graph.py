@@ -85,11 +85,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides bytes beside the inputs: a backend per stage, changed config fields, the device kind."""
+    """What decides bytes beside the inputs: a backend per stage, changed config fields, the device kind, the instruction set."""
 
     backends: Mapping[str, str]
     options: Mapping[str, Mapping[str, Any]]  # by stage, for all its nodes, or by node, for that one
     device: str = "cpu"
+    instructions: str = ""  # of the processor; "": those that the store was begun with, see `Store.begun_with`
 
 
 def backends(stage: str) -> Mapping[str, Stage]:
@@ -275,7 +276,12 @@ class Graph:
             "libraries": {library: library_version(library, f"stage {stage.name}, backend {stage.backend}") for library in stage.libraries},
             "device": self.device(name),
             "precision": "float32",
+            **self.instructions(name),
         }
+
+    def instructions(self, node: str) -> dict[str, str]:
+        """What a node's fingerprint says of the instruction set: nothing for one that a GPU computes, or where it is the store's own."""
+        return {"instructions": self.settings.instructions} if self.settings.instructions and self.device(node) == "cpu" else {}
 
     @cached_property
     def _prints(self) -> dict[str, str]:

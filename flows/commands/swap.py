@@ -46,7 +46,7 @@ def _swap(arguments: argparse.Namespace) -> int:
         RunFolder(run).create()
         write_atomic(manifest, _one_pair(Path(arguments.source), Path(arguments.target)))
         request = pipeline_request(arguments, str(manifest), str(run), arguments.keep if arguments.run else "final")
-        plan = make_plan(request)
+        plan = make_plan(request, temporary=not arguments.run)
         try:
             if plan.todo:
                 execute(plan, terminal_progress())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def change_settings(settings: Settings, stages: Iterable[str], changes: Iterable
         options.setdefault(stage, {})
         for table in _tables(options, stage):
             options[table][setting] = _toml_value(value)
-    return Settings(backends, options, settings.device)
+    return replace(settings, backends=backends, options=options)
 
 
 def check_effect(

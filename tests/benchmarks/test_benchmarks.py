@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
         ("recolor_memory", ["minus_dense_at_256", "correlation_growth"], []),
         ("evaluation", ["memory_large_over_small_run", "features_computed_again", "batch_difference"], []),
         ("overhead", ["same_bytes"], ["planning_ms_per_pair", "flow_over_loop"]),
+        ("exits", ["not_zero"], []),
         ("scale", [], ["cpu_per_pair_large_over_small", "ms_per_pair_and_stage", "dask_ms_per_pair_and_stage"]),
         pytest.param(
             "video",

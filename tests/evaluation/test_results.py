@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from evaluation import results
 from evaluation.metrics import Measured
 from evaluation.results import Evaluation, MetricLine, Unavailable, read, read_history, write
 from storage.run import RunError
@@ -75,6 +76,13 @@ def test_a_cut_line_of_history_is_left_out(tmp_path: Path) -> None:
     write(replace(EVALUATION, done=4), tmp_path)
     assert [line["done"] for line in read_history(tmp_path)] == [3, 4]
     assert read_history(tmp_path / "nowhere") == []
+
+
+def test_the_history_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "HISTORY_LINES", 3)
+    for done in range(1, 6):
+        write(replace(EVALUATION, done=done), tmp_path)
+    assert [line["done"] for line in read_history(tmp_path)] == [3, 4, 5]  # the latest
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"lines": []}', '{"lines": [{"column": "x"}]}'])

@@ -279,6 +279,15 @@ def test_swap_one_face(people: list[Path], tmp_path: Path, capsys: Text) -> None
     fails_with(capsys, "align: target", "face 3 was asked for but 1 face was found")
 
 
+def test_swap_leaves_no_registration_in_a_shared_store(people: list[Path], tmp_path: Path) -> None:
+    arguments = ["swap", str(people[0]), str(people[1]), "-o", str(tmp_path / "out.png"), "--profile", "fast", "--device", "cpu"]
+    store = Store(str(tmp_path / "store"))
+    assert main([*arguments, "--store", store.url]) == 0
+    assert store.runs.registered() == []
+    assert main([*arguments, "--store", store.url, "--run", str(tmp_path / "run")]) == 0
+    assert [run.path for run in store.runs.registered()] == [str(tmp_path / "run")]  # its folder stays
+
+
 def test_status_report_cache_doctor_and_models(people_folder: Path, tmp_path: Path, capsys: Text) -> None:
     run = tmp_path / "run"
     assert pairs(str(people_folder), run) == 0
