@@ -127,7 +127,8 @@ def run_way(way: Way, manifest: Path, work: Path, profile: str = "mobile") -> Ru
 def seconds_per_pair(runs: Mapping[str, RunFolder]) -> dict[str, dict[str, float]]:
     """For each run what every stage takes on one pair that shares nothing, s: the mean over its executions times those that a pair needs.
 
-    With one store a stage is computed in one of the runs only: its mean there serves all runs whose settings of it are the same.
+    With one store a stage may be computed in one of the runs only: its mean there serves all runs whose settings of it are the same. NaN
+    where none of them says, because it was made by a session that was killed or by a run that is not here.
     """
     spent: dict[str, tuple[int, float]] = {}
     finished = {name: FinishedRun(run) for name, run in runs.items()}
@@ -173,6 +174,10 @@ def common_mean(measured: Mapping[str, Measured], metric: str, network: str) -> 
     return means, len(common)
 
 
+def _cell(value: float) -> str:
+    return "unknown" if np.isnan(value) else f"{value:.3f}"
+
+
 def print_table(measured: Mapping[str, Measured], lines: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, float]]:
     """Print the metrics (name, network) of all ways side by side as Markdown, then seconds by stage; returns the means."""
     names = list(measured)
@@ -188,16 +193,16 @@ def print_table(measured: Mapping[str, Measured], lines: Sequence[tuple[str, str
         means[metric, network] = found
         unit = next(iter(measured.values())).line(metric, network).unit
         label = f"{metric}, {unit}" if unit in ("degrees", "dB") else metric
-        print(f"| {label} | {network} | {count} | {' | '.join(f'{found[name]:.3f}' for name in names)} |")
+        print(f"| {label} | {network} | {count} | {' | '.join(_cell(found[name]) for name in names)} |")
     for label, counts in (
         ("pairs failed", {name: found.evaluation.failed for name, found in measured.items()}),
         ("no face found in the result", {name: len(found.evaluation.no_face) for name, found in measured.items()}),
     ):
         print(f"| {label} | | | {' | '.join(str(counts[name]) for name in names)} |")
     for node in dict.fromkeys(node for found in measured.values() for node in found.seconds):
-        cells = [f"{found.seconds[node]:.3f}" if node in found.seconds else "" for found in measured.values()]
+        cells = [_cell(found.seconds[node]) if node in found.seconds else "" for found in measured.values()]
         print(f"| {node}, s a pair | | | {' | '.join(cells)} |")
-    print(f"| all stages, s a pair | | | {' | '.join(f'{sum(found.seconds.values()):.2f}' for found in measured.values())} |\n")
+    print(f"| all stages, s a pair | | | {' | '.join(_cell(sum(found.seconds.values())) for found in measured.values())} |\n")
     for name, found in measured.items():
         print(f"{name}: {found.run.path}")
     return means
