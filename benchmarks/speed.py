@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.result import Results
 from benchmarks.ways import limited
@@ -138,7 +138,7 @@ def run_side(side: Side, work: Work, run: Path) -> Cost:
     )
     if done.returncode:
         raise RuntimeError(f"{side.name}: {done.stderr}")
-    folder: RunFiles[object] = RunFolder(run) if work.kind == "pairs" else VideoRunFolder(run)  # type: ignore[assignment]
+    folder: RunFiles[Any] = RunFolder(run) if work.kind == "pairs" else VideoRunFolder(run)
     stages = {stage: seconds / work.items for stage, (_, seconds) in spent_seconds(folder).items()}
     return Cost(stages, float(done.stdout.splitlines()[-1]) / _MB)
 

@@ -203,6 +203,6 @@ def print_table(measured: Mapping[str, Measured], lines: Sequence[tuple[str, str
         cells = [_cell(found.seconds[node]) if node in found.seconds else "" for found in measured.values()]
         print(f"| {node}, s a pair | | | {' | '.join(cells)} |")
     print(f"| all stages, s a pair | | | {' | '.join(_cell(sum(found.seconds.values())) for found in measured.values())} |\n")
-    for name, found in measured.items():
-        print(f"{name}: {found.run.path}")
+    for name, way in measured.items():
+        print(f"{name}: {way.run.path}")
     return means
