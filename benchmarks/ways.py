@@ -192,7 +192,7 @@ def print_table(measured: Mapping[str, Measured], lines: Sequence[tuple[str, str
             continue
         means[metric, network] = found
         unit = next(iter(measured.values())).line(metric, network).unit
-        label = f"{metric}, {unit}" if unit in ("degrees", "dB") else metric
+        label = f"{metric}, {unit}" if unit in ("degrees", "dB", "%") else metric
         print(f"| {label} | {network} | {count} | {' | '.join(_cell(found[name]) for name in names)} |")
     for label, counts in (
         ("pairs failed", {name: found.evaluation.failed for name, found in measured.items()}),

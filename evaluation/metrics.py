@@ -315,10 +315,10 @@ METRICS: Mapping[str, Metric] = {
             title="Skin of another colour",
             kind="skin",
             reads=("skin",),
-            unit="share",
+            unit="%",
             better="lower",
-            formula=f"share of {_OUTLIERS}",
-            per_pair=_column("skin", "skin", "outliers"),
+            formula=_OUTLIERS,
+            per_pair=lambda data, counted: 100 * _column("skin", "skin", "outliers")(data, counted),
         ),
         Metric(
             name="colour_faults",

@@ -74,7 +74,7 @@ def test_no_skin_is_no_number() -> None:
 def test_a_pair_is_faulty_above_half_a_percent() -> None:
     data = PairData(features={"skin": np.array([[0.0], [0.004], [0.006], [0.2]])})
     assert measure(METRICS["colour_faults"], data).values.tolist() == [0, 0, 1, 1]
-    assert measure(METRICS["skin_outliers"], data).measured.value == pytest.approx(0.0525)
+    assert measure(METRICS["skin_outliers"], data).measured.value == pytest.approx(5.25)
 
 
 def test_inside_the_face_is_the_hull_of_its_landmarks() -> None:

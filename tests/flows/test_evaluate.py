@@ -148,7 +148,7 @@ def test_a_result_that_is_the_true_picture_is_perfect(people: list[Path], store:
     assert value(found, "truth_lpips", "lpips_alexnet_in_face") == 0
     assert value(found, "truth_cosine", "sface") == pytest.approx(1, abs=1e-6)
     assert value(found, "colour_faults", "skin_chroma") == 0
-    assert (value(found, "skin_outliers", "skin_chroma") or 0) < 0.001  # a face may have a few spots itself
+    assert (value(found, "skin_outliers", "skin_chroma") or 0) < 0.1  # a face may have a few spots itself
 
 
 def test_only_the_inside_of_the_face_is_compared_with_the_truth(people: list[Path], store: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_skin_of_another_colour_is_seen(people: list[Path], store: Path, tmp_pat
     result = picture(tmp_path / "burnt.png", np.clip(burnt, 0, 255))
     found = evaluate(run_of(tmp_path / "run", [(people[0], people[1], result)], store), [KNOWN], "cpu")
     assert value(found, "colour_faults", "skin_chroma") == 1
-    assert 0.02 < (value(found, "skin_outliers", "skin_chroma") or 0) < 0.6
+    assert 2 < (value(found, "skin_outliers", "skin_chroma") or 0) < 60  # %
     assert not any(line.measured.metric.startswith("truth") for line in found.lines)  # no true picture is named
 
 

@@ -103,7 +103,7 @@ def test_a_report_of_a_run(runs: tuple[Path, Path], capsys: Text) -> None:
     assert "features computed anew: " in said
     assert "blendshapes" in said
     page = (run / "report/index.html").read_text()
-    assert page.count("<img") == 2 * 13 + 2 * 3 * 3  # two metrics with two best pairs and a worst
+    assert page.count("<img") == 2 * 13 + 5 * 3 * 3  # five metrics with two best pairs and a worst
     assert "The first 2 of 3 finished pairs" in page
     for part in (
         "e4s pairs: Full run",
