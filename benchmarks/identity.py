@@ -1,8 +1,12 @@
 """Whether a swapped face is its source's: `python -m benchmarks.identity --work FOLDER [--pairs 100] [--gallery 500]`.
 
-Swaps of synthetic pairs that nothing was trained or tuned on, by the real pipeline, several ways; ID retrieval of every result among all
-sources (chance: 1 / gallery), by networks used nowhere in training (SFace, dlib) and by the one that was (ArcFace, marked). Everything is
-kept in the folder, so the same command goes on where it stopped and adds pairs when asked for more.
+Without `--photos`, swaps of synthetic pairs that nothing was trained or tuned on, by the real pipeline, several ways; ID retrieval of every
+result among all sources (chance: 1 / gallery), by networks used nowhere in training (SFace, dlib) and by the one that was (ArcFace,
+marked). Everything is kept in the folder, so the same command goes on where it stopped and adds pairs when asked for more.
+
+With `--photos MANIFEST [--limit N]`, the pairs of a manifest of photographs (columns source, target), swapped by the default of before
+(`codes`, 20 steps), by `composite` and by the default: identity, pose, expression, colour outliers, seconds of every stage. Numbers are
+means over the pairs that have a value every way; retrieval is among the sources of the manifest.
 """
 
 from __future__ import annotations
@@ -13,16 +17,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
 from benchmarks.result import Results
+from benchmarks.ways import CODES, COMPOSITE, FUSED, PASTE, measure_ways, print_table
 from e4s_models.dlib_face import FaceDetector
 from evaluation.features import NETWORKS, find_landmarks
+from evaluation.protocols import Protocol
 from evaluation.retrieval import cosines, hits, ranks
 from flows.engine import execute, use_threads
+from flows.evaluate import evaluate
 from flows.plan import Request, make_plan
 from flows.progress import Lines
 from flows.synth import make_people
@@ -48,6 +56,7 @@ class Way:
 
 WAYS = (
     Way("default"),
+    Way("codes", stages=CODES.stages, changes=CODES.changes),
     Way("refine 0", changes=("encode_driven.steps=0",)),
     Way("refine 50", changes=("encode_driven.steps=50",)),
     Way("tuned", stages=("tune=pti",)),
@@ -57,6 +66,77 @@ WAYS = (
 )
 PAPER = {1: 0.42, 5: 0.58}
 """Top-k among 500 sources, the paper's Table 2."""
+LEAST_TOP1 = 0.60
+"""SFace top-1 of the default; before it was 0.40 with codes and 0.55 with composite."""
+LIKE_TARGETS = Protocol(name="fid", source="", sample="", networks={"inception": ("inception_fid_helper",)})
+
+
+PHOTO_WAYS = {way.name: way for way in (CODES, COMPOSITE, FUSED, PASTE)}
+PROTOCOL = Protocol(
+    name="identity",
+    source="this project",
+    sample="pairs of photographs",
+    networks={
+        "identity": ("sface", "arcface_mbf", "dlib_face_id"),
+        "pose": ("6drepnet360",),
+        "expression": ("blendshapes",),
+        "skin": ("skin_chroma",),
+    },
+)
+LINES = (
+    *(("id_cosine", judge) for judge in PROTOCOL.networks["identity"]),
+    *(("id_target_cosine", judge) for judge in PROTOCOL.networks["identity"]),
+    *((metric, judge) for judge in ("sface", "dlib_face_id") for metric in ("id_top1", "id_top5")),
+    ("pose", "6drepnet360"),
+    *((metric, "blendshapes") for metric in ("expression", "expression_mouth", "expression_eyes")),
+    *((metric, "skin_chroma") for metric in ("colour_faults", "skin_outliers")),
+)
+"""Metric and network: the rows of the table of photographs."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the mean of `fused` minus, or over, that of another way has to be."""
+
+    metric: str
+    network: str
+    beside: str
+    limit: float
+    direction: Literal["<=", ">="] = "<="
+    as_ratio: bool = False
+
+
+TARGETS = (
+    Target("id_cosine", "sface", "composite", 0.05, ">="),
+    Target("id_cosine", "arcface_mbf", "composite", 0.0, ">="),
+    Target("id_cosine", "dlib_face_id", "composite", 0.0, ">="),
+    Target("id_target_cosine", "sface", "composite", -0.06),
+    Target("id_target_cosine", "arcface_mbf", "composite", 0.0),
+    Target("id_target_cosine", "dlib_face_id", "composite", 0.0),
+    Target("pose", "6drepnet360", "composite", 1.0, as_ratio=True),
+    Target("expression", "blendshapes", "composite", 1.0, as_ratio=True),
+    Target("expression_mouth", "blendshapes", "codes", 0.8, as_ratio=True),
+    Target("expression_eyes", "blendshapes", "codes", 0.8, as_ratio=True),
+)
+MOST_FAULTS = 0.03
+"""Share of pairs that may have colour outliers."""
+
+
+def measure_photos(manifest: Path, work: Path, names: Sequence[str], limit: int, profile: str) -> int:
+    """Compare the ways on photographs; returns the exit code."""
+    measured = measure_ways([PHOTO_WAYS[name] for name in names], manifest, work, PROTOCOL, limit=limit, profile=profile)
+    means = print_table(measured, LINES)
+    results = Results("identity")
+    for target in TARGETS:
+        found = means.get((target.metric, target.network), {})
+        if not found.keys() >= {"fused", target.beside}:
+            continue
+        fused, other = found["fused"], found[target.beside]
+        name = f"{manifest.stem}_{target.metric}_{target.network}_fused_{'over' if target.as_ratio else 'minus'}_{target.beside}"
+        results.claim(name, fused / other if target.as_ratio else fused - other, target.limit, target.direction)
+    if "fused" in means.get(("colour_faults", "skin_chroma"), {}):
+        results.claim(f"{manifest.stem}_colour_faults", means["colour_faults", "skin_chroma"]["fused"], MOST_FAULTS)
+    return results.exit_code()
 
 
 def draw(people: int) -> list[tuple[int, int]]:
@@ -137,8 +217,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for people, runs and features; kept between calls")
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--gallery", type=int, default=500, help="synthetic sources")
-    parser.add_argument("--ways", nargs="+", default=[way.name for way in WAYS], help=f"of: {', '.join(way.name for way in WAYS)}")
+    offered = f"of: {', '.join(way.name for way in WAYS)} (default: all); with --photos of: {', '.join(PHOTO_WAYS)} (default: the first 3)"
+    parser.add_argument("--ways", nargs="+", default=[], help=offered)
+    parser.add_argument("--photos", type=Path, metavar="MANIFEST", help="compare the ways on these pairs of photographs")
+    parser.add_argument("--limit", type=int, default=0, help="with --photos: pairs, the first ones (default: all)")
+    parser.add_argument("--profile", default="mobile", help="with --photos")
     chosen = parser.parse_args(arguments)
+    known = list(PHOTO_WAYS) if chosen.photos else [way.name for way in WAYS]
+    if unknown := set(chosen.ways) - set(known):
+        parser.error(f"--ways {min(unknown)}: choose of {', '.join(known)}")
+    if chosen.photos:
+        ways = chosen.ways or list(PHOTO_WAYS)[:3]
+        return measure_photos(chosen.photos, chosen.work.absolute(), ways, chosen.limit, chosen.profile)
+    chosen.ways = chosen.ways or known
     use_threads(2)
     folder = chosen.work.absolute()
     people = folder / "people"
@@ -146,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drawn = draw(chosen.gallery)[: chosen.pairs]
     features = Features(folder / "features.npz")
     sources = features.of(*zip(*[(people / f"people/{k:06d}.png", f"source {k}") for k in range(chosen.gallery)], strict=True))
-    results = Results("identity")
+    results, runs = Results("identity"), dict[str, RunFolder]()
     print(f"{'way':18} {'judge':13} {'pairs':>5} {'top-1':>6} {'top-5':>6} {'to source':>9} {'to target':>9}   s/pair")
     for way in WAYS:
         if way.name not in chosen.ways:
@@ -174,6 +265,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if way.name == "default" and judge != SEEN:
                 for k, value in PAPER.items():
                     results.claim(f"{judge}_top{k}", top[k], value, ">=")
+            if way.name == "default" and judge == "sface":
+                results.claim("sface_top1_of_the_default", top[1], LEAST_TOP1, ">=")
+        runs[way.name] = run
+    if runs.keys() >= {"default", "codes"}:
+        distances = {name: evaluate(runs[name], [LIKE_TARGETS], "cpu").lines[0].measured.value for name in ("default", "codes")}
+        print(f"FID to the targets, {chosen.pairs} pairs: {distances}")
+        results.claim("fid_default_over_codes", (distances["default"] or np.nan) / (distances["codes"] or np.nan), 1.0)
     return results.exit_code()
 
 

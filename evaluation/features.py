@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from e4s_models.dlib_face import FaceDetector
 
-Kind = Literal["identity", "pose", "expression", "inception", "pixels", "lpips"]
+Kind = Literal["identity", "pose", "expression", "inception", "pixels", "lpips", "skin", "answer", "answer_lpips"]
 Float32 = npt.NDArray[np.float32]
 
 MIN_PRESENCE = 0.5  # the landmark network's own probability that there is a face
@@ -221,6 +221,7 @@ DEEP3D_EXPRESSION = slice(80, 144)  # of the 257 coefficients: behind 80 of iden
 
 _TEMPLATE_CROP = "ArcFace's 112 px template by five points of dlib's 68 landmarks of that picture"
 _LOOSE_CROP = "square of 0.84 of the aligned crop, from (0.08, 0.12)"
+_ANSWER_CROP = "the aligned crop of the true picture, inside the convex hull of its 68 landmarks"
 
 NETWORKS: Mapping[str, FeatureNetwork] = {
     network.name: network
@@ -313,5 +314,14 @@ NETWORKS: Mapping[str, FeatureNetwork] = {
         ),
         FeatureNetwork(name="pixels", kind="pixels", weight="", side=1024, crop="the whole aligned crop"),
         FeatureNetwork(name="lpips_alexnet", kind="lpips", weight="lpips_alexnet", side=1024, crop="the whole aligned crop"),
+        FeatureNetwork(
+            name="skin_chroma",
+            kind="skin",
+            weight="",
+            side=256,
+            crop="skin of the aligned crops of result and target, each by its own label map, without a rim of 2 px",
+        ),
+        FeatureNetwork(name="pixels_in_face", kind="answer", weight="", side=1024, crop=_ANSWER_CROP),
+        FeatureNetwork(name="lpips_alexnet_in_face", kind="answer_lpips", weight="lpips_alexnet", side=256, crop=_ANSWER_CROP),
     )
 }

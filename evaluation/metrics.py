@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from e4s_models.checks import check_shape
 from evaluation.bootstrap import interval_or_reason
-from evaluation.expression import expression_distance
+from evaluation.colour import DEVIATIONS, FAULTY, LEAST_DEVIATION, TAIL
+from evaluation.expression import EYES, MOUTH, expression_distance, part_distance
 from evaluation.features import Kind
 from evaluation.fid import fid
 from evaluation.pose import pose_distance
@@ -24,11 +25,18 @@ from evaluation.retrieval import cosines, hits, ranks
 
 Float64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-Read = Literal["source", "target", "swapped", "original", "reconstruction", "outside", "reconstructed"]
-"""What a metric reads: features of a picture (of a pair: source, target, swapped; of an inversion: original, reconstruction), or the
-comparison of two (`outside`: swapped and target outside the face; `reconstructed`: reconstruction and original), columns as `COMPARED`."""
+Read = Literal["source", "target", "swapped", "truth", "original", "reconstruction", "outside", "skin", "answer", "reconstructed"]
+"""What a metric reads: features of a picture (of a pair: source, target, swapped, and truth where the manifest names the picture that the
+result should equal; of an inversion: original, reconstruction), or the comparison of two (`outside`: swapped and target outside the face;
+`skin`: their skin; `answer`: swapped and truth inside the face; `reconstructed`: reconstruction and original), columns as `COMPARED`."""
 
-COMPARED: Final[Mapping[Kind, tuple[str, ...]]] = {"pixels": ("ssim", "psnr", "rmse"), "lpips": ("lpips",)}
+COMPARED: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "pixels": ("ssim", "psnr", "rmse"),
+    "lpips": ("lpips",),
+    "skin": ("outliers",),
+    "answer": ("ssim", "psnr", "rmse"),
+    "answer_lpips": ("lpips",),
+}
 """Columns of a comparison of two pictures, by the kind of what compares them."""
 
 OF_SET: Final = "a number of the whole set"  # why it has no interval
@@ -82,6 +90,7 @@ class Metric:
     formula: str
     per_pair: PerPair | None = None  # the number is the mean of these
     of_set: OfSet | None = None
+    networks: tuple[str, ...] = ()  # the only ones of its kind that can serve it; (): all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +200,14 @@ def _fid(a: Read, b: Read) -> OfSet:
     return of_set
 
 
+def _part(part: Sequence[int]) -> PerPair:
+    return _between("swapped", "target", lambda a, b: part_distance(part, a, b))
+
+
+def _is_faulty(data: PairData, counted: Mask) -> Float64:
+    return np.asarray(data.features["skin"][counted, COMPARED["skin"].index("outliers")] > FAULTY, np.float64)
+
+
 _COMPARISONS: tuple[tuple[str, str, Kind, str, Literal["higher", "lower"], str], ...] = (
     ("ssim", "SSIM", "pixels", "", "higher", "Gaussian window of sigma 1.5 px, 11 taps, data range 1, mean over channels and places"),
     ("psnr", "PSNR", "pixels", "dB", "higher", "10 log10(1 / MSE) per picture, at most 120 dB (equality); mean over pictures"),
@@ -199,12 +216,13 @@ _COMPARISONS: tuple[tuple[str, str, Kind, str, Literal["higher", "lower"], str],
 )
 
 
-def _comparisons(prefix: str, read: Read, title: str, region: str) -> list[Metric]:
+def _comparisons(prefix: str, read: Read, title: str, region: str, kinds: Mapping[Kind, Kind] | None = None) -> list[Metric]:
+    """The picture metrics of one comparison; `kinds`: other kinds of networks that make it than `pixels` and `lpips`."""
     return [
         Metric(
             name=f"{prefix}_{name}",
             title=f"{label}, {title}",
-            kind=kind,
+            kind=(kinds or {}).get(kind, kind),
             reads=(read,),
             unit=unit,
             better=better,
@@ -215,7 +233,12 @@ def _comparisons(prefix: str, read: Read, title: str, region: str) -> list[Metri
     ]
 
 
+_INSIDE = "; only pixels inside the convex hull of the true picture's 68 landmarks count"
 _RANKED = "cosine of the swapped face to all distinct sources of the set; ties at mid-rank"
+_OUTLIERS = (
+    "skin pixels of the swapped face whose a or b (CIE Lab) lies outside the target's skin: its percentiles "
+    f"{100 * TAIL:g} and {100 - 100 * TAIL:g}, widened by {DEVIATIONS:g} x 1.4826 MAD (at least {LEAST_DEVIATION:g} each)"
+)
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
@@ -244,6 +267,16 @@ METRICS: Mapping[str, Metric] = {
             per_pair=_between("swapped", "source", cosines),
         ),
         Metric(
+            name="id_target_cosine",
+            title="ID similarity to the target",
+            kind="identity",
+            reads=("swapped", "target"),
+            unit="cosine",
+            better="lower",
+            formula="cosine of the swapped face and its target",
+            per_pair=_between("swapped", "target", cosines),
+        ),
+        Metric(
             name="pose",
             title="Pose distance",
             kind="pose",
@@ -262,6 +295,40 @@ METRICS: Mapping[str, Metric] = {
             better="lower",
             formula="L2 distance of the expression coefficients to the target",
             per_pair=_between("swapped", "target", expression_distance),
+        ),
+        *(
+            Metric(
+                name=f"expression_{name}",
+                title=f"Expression distance, {name}",
+                kind="expression",
+                reads=("swapped", "target"),
+                unit="",
+                better="lower",
+                formula=f"L2 distance of the {len(part)} blendshapes of the {name} to the target",
+                per_pair=_part(part),
+                networks=("blendshapes",),
+            )
+            for name, part in (("mouth", MOUTH), ("eyes", EYES))
+        ),
+        Metric(
+            name="skin_outliers",
+            title="Skin of another colour",
+            kind="skin",
+            reads=("skin",),
+            unit="%",
+            better="lower",
+            formula=_OUTLIERS,
+            per_pair=lambda data, counted: 100 * _column("skin", "skin", "outliers")(data, counted),
+        ),
+        Metric(
+            name="colour_faults",
+            title="Pairs with colour outliers",
+            kind="skin",
+            reads=("skin",),
+            unit="share",
+            better="lower",
+            formula=f"share of pairs with more than {FAULTY:.1%} of {_OUTLIERS}",
+            per_pair=_is_faulty,
         ),
         Metric(
             name="fid",
@@ -285,5 +352,16 @@ METRICS: Mapping[str, Metric] = {
         ),
         *_comparisons("preserved", "outside", "target outside the face", "; only pixels outside the target's inner face count"),
         *_comparisons("reconstruction", "reconstructed", "reconstruction", ""),
+        *_comparisons("truth", "answer", "true picture inside the face", _INSIDE, kinds={"pixels": "answer", "lpips": "answer_lpips"}),
+        Metric(
+            name="truth_cosine",
+            title="ID similarity to the true picture",
+            kind="identity",
+            reads=("swapped", "truth"),
+            unit="cosine",
+            better="higher",
+            formula="cosine of the swapped face and the face of the true picture",
+            per_pair=_between("swapped", "truth", cosines),
+        ),
     )
 }

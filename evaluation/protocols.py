@@ -64,9 +64,11 @@ class Protocol:
         return tuple(network.weight for network in used if network.weight)
 
     def lines(self) -> Iterator[Line]:
-        """Every metric of `METRICS` with every network that this protocol asks for."""
+        """Every metric of `METRICS` with every network that this protocol asks for and that can serve it."""
         for metric in METRICS.values():
             for name in self.networks.get(metric.kind, ()):
+                if metric.networks and name not in metric.networks:
+                    continue
                 yield Line(self.name, metric, NETWORKS[name])
 
 
@@ -84,6 +86,9 @@ PROTOCOLS: Mapping[str, Protocol] = {
                 "inception": ("inception_fid_helper",),
                 "pixels": ("pixels",),
                 "lpips": ("lpips_alexnet",),
+                "skin": ("skin_chroma",),
+                "answer": ("pixels_in_face",),
+                "answer_lpips": ("lpips_alexnet_in_face",),
             },
         ),
         Protocol(

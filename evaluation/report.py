@@ -207,7 +207,7 @@ def shown(line: MetricLine) -> str:
 
 def with_unit(value: float, unit: str) -> str:
     """3.21 degrees -> 3.21°; units that are only names of a kind (share, cosine) are left out."""
-    return number(value) + {"degrees": "°", "dB": " dB"}.get(unit, "")
+    return number(value) + {"degrees": "°", "dB": " dB", "%": " %"}.get(unit, "")
 
 
 def spread(line: MetricLine) -> str:

@@ -36,8 +36,11 @@ from tasks.runner import ChunkJob, Worker, cpu_threads, run_chunk
 from tasks.stage import ItemError
 
 CHUNK: Final = 8  # pairs: their pictures and crops are in memory at once
-PAIR_READS: Final = ("source", "target", "swapped", "outside")
+PAIR_READS: Final = ("source", "target", "swapped", "outside", "skin")
 """What a run of pairs offers to metrics; those of reconstructions read other things and are left out."""
+TRUTH_READS: Final = ("truth", "answer")
+"""What it offers, too, if its manifest names for each pair the picture that the result should equal."""
+_COMPARISONS: Final = ("outside", "skin", "answer")  # reads that are comparisons of the output
 
 NO_OUTPUT = "its output is missing"
 DAMAGED_OUTPUT = "its output is not what the run wrote"
@@ -64,7 +67,7 @@ def evaluate(
     if not chosen:
         raise UsageError(f"no protocol was given; protocols are {', '.join(PROTOCOLS)}")
     run = _read_run(folder)
-    lines = [line for protocol in chosen.values() for line in protocol.lines() if set(line.metric.reads) <= set(PAIR_READS)]
+    lines = [line for protocol in chosen.values() for line in protocol.lines() if set(line.metric.reads) <= set(run.reads)]
     missing = {name: NETWORKS[name].missing() for name in {line.network.name: None for line in lines}}
     kind, computed = pick_device(device), Counter[str]()
     while True:
@@ -101,6 +104,11 @@ class _Run:
     outputs: Mapping[str, str]  # pair id -> path
     max_pixels: int
     notes: Sequence[str]
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """What metrics can read of it."""
+        return (*PAIR_READS, *(TRUTH_READS if all(row.truth for row in self.done) else ()))
 
 
 def _read_run(folder: RunFolder) -> _Run:
@@ -161,11 +169,11 @@ def _graph(networks: Sequence[str], wanted: Sequence[Ref], device: str, store: S
             "pair",
             {"image": "swapped.image", "crop_to_frame": "target.align.crop_to_frame", "landmarks": "target.align.landmarks"},
         ),
+        Node("parse_swapped", "parse", "pair", {"face": "align_swapped.face"}),
     ]
-    of_target = {"face": "target.align.face", "regions": "target.parse.regions", "crop_to_frame": "target.align.crop_to_frame"}
     for name in networks:
-        if NETWORKS[name].kind in COMPARING:
-            nodes.append(Node(name, name, "pair", {"image": "swapped.image", **of_target}))
+        if comparison := COMPARING.get(NETWORKS[name].kind):
+            nodes.append(Node(name, name, "pair", comparison.wires))
         else:
             nodes.append(Node(name, name, "image", {"face": "align.face", "landmarks": "align.landmarks"}))
             nodes.append(
@@ -189,7 +197,7 @@ class _Pairs:
         reads: dict[str, set[Read]] = defaultdict(set)
         for line in lines:
             reads[line.network.name] |= set(line.metric.reads)
-        self.reads: dict[str, list[Read]] = {name: [read for read in PAIR_READS if read in reads[name]] for name in reads}
+        self.reads: dict[str, list[Read]] = {name: [read for read in run.reads if read in reads[name]] for name in reads}
         places = [_place(name, read) for name, reads_of in self.reads.items() for read in reads_of]
         self.graph = _graph(list(self.reads), places, device, run.store) if places else None
         self.rows = [row for row in run.done if row.id not in run.unusable]
@@ -247,7 +255,7 @@ class _Pairs:
                     key = self.keys[row.id][_place(network, read)]
                     reason = self._failure(key)
                     if reason:
-                        failures[read][index] = reason if read in ("swapped", "outside") else f"{read}: {reason}"
+                        failures[read][index] = reason if read in ("swapped", *_COMPARISONS) else f"{read}: {reason}"
                         continue
                     if key not in made:
                         made[key] = self.run.store.read(self.known[key], "features")
@@ -326,12 +334,14 @@ def _item(run: _Run, row: Row, probed: bool = False) -> Item:
         "target": (row.target, row.target_sha256, row.target_face),
         "swapped": (run.outputs[row.id], row.output_sha256, 0),
     }
+    if row.truth:
+        pictures["truth"] = (row.truth, row.truth_sha256, row.target_face)
     return Item(row.id, {role: Image(*found, _pixels(found[0], run) if probed else 0) for role, found in pictures.items()})
 
 
 def _place(network: str, read: Read) -> Ref:
     """Where the graph makes what is read of a network: (node, role or "")."""
-    if read == "outside":
+    if read in _COMPARISONS:
         return network, ""
     return (_swapped(network), "") if read == "swapped" else (network, read)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from e4s_models.warp import resample
+from e4s_models.warp import ffhq_crop_to_frame, resample, transform_points
 from e4s_models.weights import WeightsError
-from evaluation.features import Extract, FeatureNetwork
+from evaluation.features import Extract, FeatureNetwork, Kind
 from storage.keys import canonical
 from tasks.stage import Cost, Inputs, ItemError, Outputs, Stage, UInt8
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from e4s_models.lpips_net import Lpips
 
 GPU_BATCH = 16  # aligned crops of 1024 px: 200 MB as float32
-COMPARING = ("pixels", "lpips")  # kinds of networks that compare the output with its target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +40,18 @@ def feature_config(network: FeatureNetwork) -> dict[str, Any]:
 def feature_stage(network: FeatureNetwork) -> Stage:
     """The stage, named like its network, that writes `features`.
 
-    A network of faces reads `face` (S, S, 3) uint8 and `landmarks` (68, 2) px of it, and writes (D,) float32. One that compares reads
-    `image` and of the target `face`, `regions` and `crop_to_frame`, and writes (columns of `evaluation.metrics.COMPARED`,) float64 on what
-    lies outside the target's face.
+    A network of faces reads `face` (S, S, 3) uint8 and `landmarks` (68, 2) px of it, and writes (D,) float32. One that compares reads what
+    `COMPARING` says, and writes (columns of `evaluation.metrics.COMPARED`,) float64.
     """
-    comparing = network.kind in COMPARING
+    comparing = COMPARING.get(network.kind)
     return Stage(
         name=network.name,
         backend="evaluation",
         version=network.version,
         config=FeatureConfig,
-        load=(_load_lpips if network.kind == "lpips" else _no_model) if comparing else _loader(network),
-        run=_compare if comparing else _extract,
-        reads=("image", "face", "regions", "crop_to_frame") if comparing else ("face", "landmarks"),
+        load=comparing.load if comparing else _loader(network),
+        run=comparing.run if comparing else _extract,
+        reads=tuple(comparing.wires) if comparing else ("face", "landmarks"),
         writes={"features": "array"},
         weights=lambda config: (network.weight,) if network.weight else (),
         libraries=(*network.libraries, *(("opencv-python-headless",) if comparing else _runtime(network))),
@@ -123,6 +121,78 @@ def _compare(model: tuple[Lpips | None, str], config: FeatureConfig, batch: Sequ
     return [
         {"features": row} if np.isfinite(row).all() else ItemError("the target's crop shows nothing outside its face") for row in compared
     ]
+
+
+def _compare_with_answer(model: tuple[Lpips | None, str], config: FeatureConfig, batch: Sequence[Inputs]) -> list[Outputs | ItemError]:
+    """Inside the face of the true picture, at `config.side` px; one pair at a time."""
+    return [_compared_with_answer(model, config.side, inputs) for inputs in batch]
+
+
+def _compared_with_answer(model: tuple[Lpips | None, str], side: int, inputs: Inputs) -> Outputs | ItemError:
+    import torch
+
+    from evaluation.answer import inside_face
+    from evaluation.preservation import compare
+
+    network, device = model
+    result, truth = inputs["image"].read().rgb8, inputs["truth"].read().rgb8
+    if result.shape != truth.shape:
+        sizes = [f"{picture.shape[1]} x {picture.shape[0]}" for picture in (truth, result)]
+        return ItemError(f"truth is {sizes[0]} px, the result {sizes[1]}: it must be the very picture that the result should equal")
+    landmarks = transform_points(inputs["crop_to_frame"], inputs["landmarks"])  # px of the frame
+    crop_to_frame = ffhq_crop_to_frame(landmarks, side)
+    inside = inside_face(transform_points(np.linalg.inv(crop_to_frame), landmarks), side)
+    images, references = (_pictures([resample(rgb, crop_to_frame, side, side)], device) / 255 for rgb in (result, truth))
+    return {"features": compare(images, references, torch.from_numpy(inside[None]).to(device), network).cpu().numpy()[0]}
+
+
+def _compare_skin(model: tuple[None, str], config: FeatureConfig, batch: Sequence[Inputs]) -> list[Outputs | ItemError]:
+    from evaluation.colour import skin_outliers
+
+    names = ("face", "regions", "landmarks", "target_face", "target_regions")
+    shares = [skin_outliers(*(inputs[name] for name in names)) for inputs in batch]
+    return [
+        {"features": np.array([share])} if np.isfinite(share) else ItemError("the output or its target shows no skin") for share in shares
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one kind of network compares the output with another picture."""
+
+    run: Callable[..., list[Outputs | ItemError]]
+    load: Callable[..., Any]
+    wires: Mapping[str, str]  # what it reads -> where the evaluation's graph makes it
+
+
+_OUTSIDE = {
+    "image": "swapped.image",
+    "face": "target.align.face",
+    "regions": "target.parse.regions",
+    "crop_to_frame": "target.align.crop_to_frame",
+}
+_ANSWER = {
+    "image": "swapped.image",
+    "truth": "truth.image",
+    "landmarks": "truth.align.landmarks",
+    "crop_to_frame": "truth.align.crop_to_frame",
+}
+_SKIN = {
+    "face": "align_swapped.face",
+    "landmarks": "align_swapped.landmarks",
+    "regions": "parse_swapped.regions",
+    "target_face": "target.align.face",
+    "target_regions": "target.parse.regions",
+}
+
+COMPARING: Mapping[Kind, Comparison] = {
+    "pixels": Comparison(_compare, _no_model, _OUTSIDE),
+    "lpips": Comparison(_compare, _load_lpips, _OUTSIDE),
+    "skin": Comparison(_compare_skin, _no_model, _SKIN),
+    "answer": Comparison(_compare_with_answer, _no_model, _ANSWER),
+    "answer_lpips": Comparison(_compare_with_answer, _load_lpips, _ANSWER),
+}
+"""Kinds of networks that compare the output with its target, or with the picture that it should equal."""
 
 
 def _pictures(pictures: Sequence[UInt8], device: str) -> Tensor:

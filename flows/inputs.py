@@ -15,7 +15,7 @@ import pyarrow as pa
 from storage.parquet import open_parquet, read_batches
 from tasks.graph import UsageError
 
-_COLUMNS = ("id", "source", "target", "source_face", "target_face")
+_COLUMNS = ("id", "source", "target", "source_face", "target_face", "truth")
 _ID = re.compile(r"[\w-][\w.-]{0,99}")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -29,14 +29,16 @@ class PairRow:
     target: str
     source_face: int = 0
     target_face: int = 0
+    truth: str = ""  # the picture that the result should equal; "" if the manifest has no column for it
     problem: str = ""  # why the row cannot be used
 
 
 def read_pairs(manifest: str, *, source_face: int = 0, target_face: int = 0) -> list[PairRow]:
     """Pairs of a manifest, a folder that holds `pairs.parquet` or `pairs.csv`, or two folders joined by `:` (files matched by sorted name).
 
-    A manifest needs the columns source and target and may have id, source_face and target_face; relative paths are resolved from its
-    own folder. A row with an empty cell, or with the id of an earlier row, gets a `problem`; anything wrong with the whole raises
+    A manifest needs the columns source and target and may have id, source_face, target_face and truth (the picture that the result
+    should equal, for `e4s report`; then each row needs it); relative paths are resolved from its own folder. A row with an empty
+    cell, or with the id of an earlier row, gets a `problem`; anything wrong with the whole raises
     UsageError. The same pair in several rows is fine: each row has its output, and it is computed once. The table is read in pieces: a
     million rows take seconds and a few hundred MB.
     """
@@ -120,11 +122,12 @@ class _Cells:
         problem = ""
         paths: dict[str, str] = {}
         faces: dict[str, int] = {}
-        for role, default in self._faces.items():
+        for role in (*self._faces, *(("truth",) if "truth" in row else ())):
             cell = "" if row[role] is None else str(row[role]).strip()
             if not cell:
                 problem = f"the cell {role} is empty in row {number + 1}; fill it in"
             paths[role] = self._path(cell)
+        for role, default in self._faces.items():
             index = row.get(f"{role}_face")
             try:
                 faces[role] = default if index in (None, "") else int(str(index))
@@ -132,7 +135,7 @@ class _Cells:
                 faces[role] = 0
                 problem = f"{role}_face must be a whole number, got {index!r} in row {number + 1}"
         name = check_id(number, row.get("id"))
-        return PairRow(name, paths["source"], paths["target"], faces["source"], faces["target"], problem)
+        return PairRow(name, paths["source"], paths["target"], faces["source"], faces["target"], paths.get("truth", ""), problem)
 
     def _path(self, cell: str) -> str:
         if cell not in self._paths:

@@ -320,15 +320,20 @@ def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -
     previous, before = read_previous(folder)
     attempts = Attempts(folder, request.max_attempts, dry)
     pictures = Pictures(folder.path / "inputs.parquet", request.max_pixels, trust=not request.verify)
-    images = pictures.find(path for pair in pairs if not pair.problem for path in (pair.source, pair.target))
+    images = pictures.find(path for pair in pairs if not pair.problem for path in _paths(pair).values())
     if not dry:
         pictures.remember()
     rows, every, items, unreadable = {}, [], [], []
     for pair in pairs:
         row = rows[pair.id] = Row(
-            id=pair.id, source=pair.source, target=pair.target, source_face=pair.source_face, target_face=pair.target_face
+            id=pair.id,
+            source=pair.source,
+            target=pair.target,
+            source_face=pair.source_face,
+            target_face=pair.target_face,
+            truth=pair.truth,
         )
-        found = {role: images.get(path) for role, path in (("source", pair.source), ("target", pair.target))}
+        found = {role: images.get(path) for role, path in _paths(pair).items()}
         problem = pair.problem or next((f"{role}: {image}" for role, image in found.items() if isinstance(image, str)), "")
         if problem:
             row.status, row.stage, row.reason = "failed", "input", problem
@@ -337,6 +342,8 @@ def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -
         item = _item(pair, found)
         every.append(item)
         row.source_sha256, row.target_sha256 = item.images["source"].sha256, item.images["target"].sha256
+        if isinstance(truth := found.get("truth"), Image):
+            row.truth_sha256 = truth.sha256
         row.key = graph.works(item)[graph.final[0], ""].key
         earlier = before.get(pair.id)
         if earlier and earlier.status == "done" and earlier.key == row.key and stands(folder, earlier, request.verify):
@@ -435,6 +442,11 @@ def read_previous(folder: RunFiles[AnyRow]) -> tuple[dict[str, Any], dict[str, A
     except DamagedFile:
         print(f"e4s: {folder.manifest}: damaged; made again from the inputs and the store", file=sys.stderr)
     return settings, {row.id: row for row in rows}
+
+
+def _paths(pair: PairRow) -> dict[str, str]:
+    """The pictures of a pair by role; the true one takes no part in the swap."""
+    return {"source": pair.source, "target": pair.target, **({"truth": pair.truth} if pair.truth else {})}
 
 
 def _item(pair: PairRow, found: dict[str, Image | str | None]) -> Item:

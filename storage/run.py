@@ -34,6 +34,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("target_sha256", pa.string()),
         ("source_face", pa.int32()),  # which face of the picture, 0 = largest
         ("target_face", pa.int32()),
+        ("truth", pa.string()),  # the picture that the result should equal, if the manifest names one
+        ("truth_sha256", pa.string()),
         ("status", pa.string()),  # left, done, failed
         ("stage", pa.string()),  # where it failed
         ("reason", pa.string()),
@@ -83,6 +85,8 @@ class Row(BaseRow):
     target: str
     target_sha256: str = ""
     target_face: int = 0
+    truth: str = ""
+    truth_sha256: str = ""
 
 
 AnyRow = TypeVar("AnyRow", bound=BaseRow)

@@ -30,6 +30,12 @@ ROOT = Path(__file__).parents[2]
             ["flow_over_stages", "jitter_output_over_input", "jitter_smoothed_over_not"],
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "speed",
+            [],
+            ["pair_before_over_now", "frame_before_over_now", "fused_over_composite", "composite_now_over_before", "memory_mb"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_quick_size_runs(name: str, exact: list[str], timed: list[str], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from e4s_models.face_mesh import BLENDSHAPE_NAMES
 from evaluation.metrics import COMPARED, METRICS, Metric, PairData, Read, measure
 
 PAIRS, SOURCES = 400, 100
@@ -72,7 +73,8 @@ def test_pairs_that_share_a_source_share_its_place_in_the_gallery() -> None:
 
 
 def data_for(metric: Metric, count: int, seed: int = 5) -> PairData:
-    width = {"pose": 3, **{kind: len(columns) for kind, columns in COMPARED.items()}}.get(metric.kind, 8)
+    columns = {kind: len(names) for kind, names in COMPARED.items()}
+    width = {"pose": 3, "expression": len(BLENDSHAPE_NAMES), **columns}.get(metric.kind, 8)
     features: Any = {name: random_features(count, width, seed + index) for index, name in enumerate(metric.reads)}
     return PairData(features=features, source_ids=[str(row) for row in range(count)])
 
@@ -165,6 +167,17 @@ def test_wrong_data_is_refused() -> None:
 def test_angles_are_compared_the_short_way_round() -> None:
     data = PairData(features={"swapped": np.array([[179.0, 0, 0], [3, 4, 0]]), "target": np.array([[-179.0, 0, 0], [0, 0, 0]])})
     assert measure(METRICS["pose"], data).values == pytest.approx([2, 5])
+
+
+def test_mouth_and_eyes_are_looked_at_apart() -> None:
+    """A jaw that is open, an eye that is closed, a brow that is raised: each moves its own number only."""
+    swapped = np.zeros((3, len(BLENDSHAPE_NAMES)))
+    for row, (name, value_) in enumerate((("jawOpen", 0.5), ("eyeBlinkLeft", 0.8), ("browInnerUp", 0.3))):
+        swapped[row, BLENDSHAPE_NAMES.index(name)] = value_
+    data = PairData(features={"swapped": swapped, "target": np.zeros_like(swapped)})
+    assert measure(METRICS["expression_mouth"], data).values == pytest.approx([0.5, 0, 0])
+    assert measure(METRICS["expression_eyes"], data).values == pytest.approx([0, 0.8, 0])
+    assert measure(METRICS["expression"], data).values == pytest.approx([0.5, 0.8, 0.3])
 
 
 def test_same_data_same_numbers() -> None:

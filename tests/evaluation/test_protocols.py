@@ -9,7 +9,7 @@ import pytest
 
 from e4s_models.weights import WEIGHTS
 from evaluation.features import NETWORKS
-from evaluation.metrics import METRICS
+from evaluation.metrics import COMPARED, METRICS
 from evaluation.protocols import PROTOCOLS, Protocol, load_quoted
 
 
@@ -35,6 +35,12 @@ def test_identity_is_judged_by_each_network_apart() -> None:
     assert networks == ["sface", "dlib_face_id", "arcface_mbf"]
 
 
+def test_metrics_of_named_coefficients_are_left_to_networks_that_give_them() -> None:
+    for protocol, networks in (("open", {"blendshapes"}), ("paper", set())):
+        lines = [line for line in PROTOCOLS[protocol].lines() if line.metric.name in ("expression_mouth", "expression_eyes")]
+        assert {line.network.name for line in lines} == networks
+
+
 def test_paper_protocol_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("E4S_HOME", str(tmp_path))
     missing = {line.network.name: line.network.missing() for line in PROTOCOLS["paper"].lines()}
@@ -52,7 +58,7 @@ def test_a_protocol_with_a_wrong_network_is_refused() -> None:
 
 def test_every_runnable_network_can_be_loaded_or_compares_pictures() -> None:
     for network in NETWORKS.values():
-        assert bool(network.load) != (network.kind in ("pixels", "lpips")), network.name
+        assert bool(network.load) != (network.kind in COMPARED), network.name
         assert not (network.weight and network.role), network.name
 
 

@@ -47,6 +47,17 @@ THEORY = Protocol(
         "lpips": ("lpips_alexnet",),
     },
 )
+KNOWN = Protocol(
+    name="known",
+    source="",
+    sample="",
+    networks={
+        "identity": ("sface",),
+        "answer": ("pixels_in_face",),
+        "answer_lpips": ("lpips_alexnet_in_face",),
+        "skin": ("skin_chroma",),
+    },
+)
 MIXED = Protocol(
     name="mixed", source="", sample="", networks={"identity": ("sface",), "expression": ("blendshapes",), "pixels": ("pixels",)}
 )
@@ -68,8 +79,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("features")
 
 
-def run_of(path: Path, pairs: Sequence[Pair], store: Path, left: int = 0) -> RunFolder:
-    """A run folder whose results are given pictures."""
+def run_of(path: Path, pairs: Sequence[Pair], store: Path, left: int = 0, truths: Sequence[Path] = ()) -> RunFolder:
+    """A run folder whose results are given pictures; `truths`: for each pair what its result should equal."""
     folder = RunFolder(path)
     folder.create()
     folder.write_settings({"e4s": version("e4s"), "store": str(store), "request": {"max_pixels": 120_000_000}})
@@ -78,8 +89,10 @@ def run_of(path: Path, pairs: Sequence[Pair], store: Path, left: int = 0) -> Run
         name = f"outputs/{number:06d}.png"
         shutil.copy(output, path / name)
         digests = [hash_file(str(picture)) for picture in (source, target, output)]
+        true = {"truth": str(truths[number]), "truth_sha256": hash_file(str(truths[number]))} if truths else {}
         rows.append(
             Row(
+                **true,
                 id=f"{number:06d}",
                 source=str(source),
                 target=str(target),
@@ -124,6 +137,45 @@ def test_a_result_that_is_the_target_keeps_all_of_it(people: list[Path], store: 
     assert {line.measured.metric for line in found.lines} == {
         line.metric.name for line in THEORY.lines() if set(line.metric.reads) <= {"source", "target", "swapped", "outside"}
     }
+
+
+def test_a_result_that_is_the_true_picture_is_perfect(people: list[Path], store: Path, tmp_path: Path) -> None:
+    """Whoever source and target are: the truth alone is asked."""
+    pairs = [(people[0], people[1], people[1]), (people[1], people[2], people[2])]
+    found = evaluate(run_of(tmp_path / "run", pairs, store, truths=[people[1], people[2]]), [KNOWN], "cpu")
+    assert value(found, "truth_ssim", "pixels_in_face") == pytest.approx(1, abs=1e-12)
+    assert value(found, "truth_psnr", "pixels_in_face") == MAX_DB
+    assert value(found, "truth_lpips", "lpips_alexnet_in_face") == 0
+    assert value(found, "truth_cosine", "sface") == pytest.approx(1, abs=1e-6)
+    assert value(found, "colour_faults", "skin_chroma") == 0
+    assert (value(found, "skin_outliers", "skin_chroma") or 0) < 0.1  # a face may have a few spots itself
+
+
+def test_only_the_inside_of_the_face_is_compared_with_the_truth(people: list[Path], store: Path, tmp_path: Path) -> None:
+    pixels = cv2.imread(str(people[1]), cv2.IMREAD_COLOR_RGB)
+    beside, inside, small = pixels.copy(), pixels.copy(), pixels[::2, ::2]
+    height, width = pixels.shape[:2]
+    beside[: height // 16] = 255 - beside[: height // 16]
+    inside[height // 2 : height // 2 + height // 16] = 255 - inside[height // 2 : height // 2 + height // 16]
+    results = [picture(tmp_path / f"{name}.png", made) for name, made in (("beside", beside), ("inside", inside), ("small", small))]
+    pairs = [(people[0], people[1], result) for result in results]
+    found = evaluate(run_of(tmp_path / "run", pairs, store, truths=[people[1]] * 3), [KNOWN], "cpu")
+    [psnr] = [line for line in found.lines if line.measured.metric == "truth_psnr"]
+    assert psnr.values[0] == MAX_DB and psnr.values[1] < 25 and np.isnan(psnr.values[2])
+    [reason] = psnr.measured.failed
+    assert reason.startswith(f"truth is {width} x {height} px, the result {small.shape[1]} x {small.shape[0]}")
+
+
+def test_skin_of_another_colour_is_seen(people: list[Path], store: Path, tmp_path: Path) -> None:
+    pixels = cv2.imread(str(people[1]), cv2.IMREAD_COLOR_RGB)
+    height, width = pixels.shape[:2]
+    burnt = pixels.astype(np.float32)
+    burnt[int(0.45 * height) : int(0.7 * height), : width // 2] *= (1.1, 1.0, 0.4)  # one cheek is yellow
+    result = picture(tmp_path / "burnt.png", np.clip(burnt, 0, 255))
+    found = evaluate(run_of(tmp_path / "run", [(people[0], people[1], result)], store), [KNOWN], "cpu")
+    assert value(found, "colour_faults", "skin_chroma") == 1
+    assert 2 < (value(found, "skin_outliers", "skin_chroma") or 0) < 60  # %
+    assert not any(line.measured.metric.startswith("truth") for line in found.lines)  # no true picture is named
 
 
 def test_a_result_that_is_the_source_is_found(people: list[Path], store: Path, tmp_path: Path) -> None:
@@ -202,7 +254,7 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(people: list[Path], tmp_p
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, [CHEAP], "cpu", stop, chunk=1)
     kept = len(Store(str(tmp_path / "store")).all())
-    assert kept == 2
+    assert kept == 3
     assert evaluate(folder, [CHEAP], "cpu").computed == {"sface": 6 - kept}
 
 
@@ -308,7 +360,7 @@ def test_missing_and_damaged_weights_are_named(people: list[Path], store: Path, 
         file.write(b"other")
     found = evaluate(folder, [CHEAP], "cpu")
     assert {(line.protocol, line.metric, line.network) for line in found.unavailable} == {
-        ("cheap", metric, "sface") for metric in ("id_top1", "id_top5", "id_cosine")
+        ("cheap", metric, "sface") for metric in ("id_top1", "id_top5", "id_cosine", "id_target_cosine")
     }
     assert needed[1].name in found.unavailable[0].reason and "sha256" in found.unavailable[0].reason
     assert (found.lines, found.computed) == ([], {})

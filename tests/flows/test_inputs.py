@@ -33,6 +33,19 @@ def test_an_id_that_stands_twice_is_an_error_row_and_the_first_counts(tmp_path: 
     assert found[0].source == str(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_manifest_may_name_true_pictures_and_then_needs_all(tmp_path: Path, kind: str) -> None:
+    columns = {"source": ["a.png"] * 2, "target": ["b.png"] * 2, "truth": ["true/c.png", ""]}
+    path = tmp_path / f"pairs.{kind}"
+    if kind == "csv":
+        path.write_text(",".join(columns) + "\n" + "".join(",".join(row) + "\n" for row in zip(*columns.values(), strict=True)))
+    else:
+        pq.write_table(pa.table(columns), path)
+    named, empty = read_pairs(str(path))
+    assert (named.truth, named.problem) == (str(tmp_path / "true/c.png"), "")
+    assert empty.problem == "the cell truth is empty in row 2; fill it in"
+
+
 def test_many_rows_are_read_in_pieces_in_order(tmp_path: Path) -> None:
     count = 25_000  # more than two pieces
     pq.write_table(pa.table({"source": [f"{n}.png" for n in range(count)], "target": ["t.png"] * count}), tmp_path / "pairs.parquet")

@@ -103,7 +103,7 @@ def test_a_report_of_a_run(runs: tuple[Path, Path], capsys: Text) -> None:
     assert "features computed anew: " in said
     assert "blendshapes" in said
     page = (run / "report/index.html").read_text()
-    assert page.count("<img") == 2 * 13 + 2 * 3 * 3  # two metrics with two best pairs and a worst
+    assert page.count("<img") == 2 * 13 + 5 * 3 * 3  # five metrics with two best pairs and a worst
     assert "The first 2 of 3 finished pairs" in page
     for part in (
         "e4s pairs: Full run",
@@ -240,7 +240,8 @@ def test_two_runs_compared(runs: tuple[Path, Path], capsys: Text) -> None:
     assert [(one["name"], one["a"], one["b"]) for one in found["settings"]] == [("stages.recolor.backend", "guided v1", "none v1")]
     assert found["not_compared"] == []
     by_metric = {one["metric"]: one for one in found["differences"]}
-    assert set(by_metric) == {"id_top1", "id_top5", "id_cosine", "expression"}
+    identity, expression = ("id_top1", "id_top5", "id_cosine", "id_target_cosine"), ("expression", "expression_mouth", "expression_eyes")
+    assert set(by_metric) == {*identity, *expression}
     for one in by_metric.values():
         assert one["count"] == 3
         assert one["low"] is one["high"] is None
