@@ -64,7 +64,7 @@ def test_only_what_the_backends_read_is_part_of_the_graph() -> None:
 
 def test_a_setting_holds_for_all_nodes_of_its_stage_or_for_the_one_that_is_named() -> None:
     def steps(*changes: str) -> list[int]:
-        of = graph(make_settings("mobile", changes=changes))
+        of = graph(make_settings("codes", changes=changes))
         return [of.configs[node].steps for node in ("encode", "encode_driven")]
 
     assert steps()[0] == 0 < steps()[1]
@@ -95,7 +95,16 @@ def test_a_finished_result_needs_nothing_and_a_missing_one_only_what_is_missing(
     have = {key for key, work in works.items() if work.node not in ("blend", "inpaint", "paste")}
     assert [work.node for work in needed(works, [final], have)] == ["blend", "inpaint", "paste"]
     order = [work.node for work in needed(works, [final], set())]
-    assert order.index("align") < order.index("mesh") < order.index("reenact") < order.index("parse_driven") < order.index("swap")
+    assert order.index("align") < order.index("mesh") < order.index("parse") < order.index("reenact") < order.index("swap")
+    assert "parse_driven" not in order  # the mesh carries the source's labels
+
+
+def test_of_alternative_wires_the_first_counts_that_is_written() -> None:
+    carried = graph()
+    assert carried.works(ITEM)["swap", ""].reads["driven_regions"] == (carried.works(ITEM)["reenact", ""].key, "regions")
+    nodes = Graph(PAIR_NODES, PAIR_RESULT, make_settings("mobile", [], []))
+    nodes.stages["reenact"] = pick_backend("reenact", "facevid2vid")
+    assert nodes.wire(nodes.all_nodes["swap"], "driven_regions") == "parse_driven.regions"
 
 
 @pytest.mark.parametrize(
