@@ -82,6 +82,8 @@ class Report:
     quoted: Sequence[Quoted] = ()
     extremes: Sequence[Extremes] = ()
     failures: Sequence[Failure] = ()
+    limits: Sequence[Failure] = ()
+    """What limits results that are done: the rows' notes."""
     pairs: Sequence[PairPictures] = ()
     pairs_text: str = ""
     stage_seconds: Mapping[str, tuple[int, float]] = field(default_factory=dict)  # stage -> items computed, seconds

@@ -249,6 +249,7 @@ def _record(plan: Plan, job: ChunkJob, result: ChunkResult, summary: Summary) ->
     for outcome in result.outcomes:
         row = plan.rows[outcome.id]
         row.seconds += outcome.seconds
+        row.note = outcome.note or row.note
         if outcome.reason:
             row.status, row.stage, row.reason = "failed", outcome.stage, outcome.reason
             plan.attempts.add([row])

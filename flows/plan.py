@@ -26,7 +26,7 @@ from storage.store import Artifact, Damaged, Store, write_atomic
 from tasks.frame import MAX_PIXELS, hash_file
 from tasks.graph import Graph, Image, Item, Node, Ref, Settings, UsageError
 from tasks.instructions import CHOSEN, instruction_set
-from tasks.runner import ChunkJob, Keep, cpu_threads, failure
+from tasks.runner import ChunkJob, Keep, cpu_threads, failure, notes_of
 from tasks.stage import ItemError
 
 _TARGET = {"target_face": "target.align.face", "target_regions": "target.parse.regions"}
@@ -347,7 +347,7 @@ def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -
         row.key = graph.works(item)[graph.final[0], ""].key
         earlier = before.get(pair.id)
         if earlier and earlier.status == "done" and earlier.key == row.key and stands(folder, earlier, request.verify):
-            made = ("status", "output", "output_sha256", "output_size", "seconds", "attempts")
+            made = ("status", "note", "output", "output_sha256", "output_size", "seconds", "attempts")
             rows[pair.id] = replace(row, **{name: getattr(earlier, name) for name in made})
         else:
             items.append(item)
@@ -361,6 +361,10 @@ def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -
         exported = (before[item.id] for item in items if item.id in before and finds.has_result(rows[item.id], known))
         clear_outputs(folder, exported, store)
     todo = [item for item in items if not finds.finished(rows[item.id], known)]
+    left = {item.id for item in todo}
+    for item in items:
+        if item.id not in left:
+            rows[item.id].note = notes_of(graph, store, graph.works(item), known, {})
     todo = _to_try(request, graph, store, attempts, rows, todo, known, dry)
     attempts.unreadable(unreadable)
     done = sum(row.status == "done" for row in rows.values())

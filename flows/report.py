@@ -181,6 +181,7 @@ def gather(folder: RunFolder, evaluation: Evaluation | None = None, limit: int =
         quoted=load_quoted(),
         extremes=[_extremes(shelf, evaluation, end) for end in ends] if evaluation else (),
         failures=_failures(rows, evaluation),
+        limits=_limits(rows),
         pairs=[PairPictures(_title(row), {**_small(shelf.frames(row)), **shelf.stages(row)}) for row in done[:limit]],
         pairs_text=f"The first {pictured} of {len(done)} finished pairs"
         if len(done) > pictured
@@ -309,6 +310,19 @@ def _failures(rows: Sequence[Row], evaluation: Evaluation | None) -> list[Failur
                 grouped[where, reason].append(pair)
     failures = [Failure(where=where, reason=reason, pairs=pairs) for (where, reason), pairs in grouped.items()]
     return sorted(failures, key=lambda failure: -len(failure.pairs))
+
+
+def _limits(rows: Sequence[Row]) -> list[Failure]:
+    """Group pairs that are done by what limits them, the number that it says included, the commonest kind first."""
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for note in filter(None, row.note.split("; ") if row.status == "done" else ()):
+            grouped[note].append(row.id)
+    return [Failure(where="", reason=note, pairs=grouped[note]) for note in sorted(grouped, key=lambda note: (_kind(note), note))]
+
+
+def _kind(note: str) -> str:
+    return re.sub(r"\d+", "N", note)
 
 
 def _evaluation_notes(evaluation: Evaluation) -> list[str]:

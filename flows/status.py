@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -173,7 +174,15 @@ def print_status(run: str) -> int:
         console.print(_outlook(state, holder, time.time(), folder.noun))
     for (stage, reason), count in Counter((row.stage, row.reason) for row in rows if row.status == "failed").most_common():
         console.print(f"{count} failed in {stage}: {reason}")
+    for kind, count in limits(rows).most_common():
+        console.print(f"{count} noted: {kind}")
     return 2 if counts["failed"] or counts["left"] else 0
+
+
+def limits(rows: Iterable[BaseRow]) -> Counter[str]:
+    """Count the notes of rows by kind: notes that differ in their numbers alone are of one kind."""
+    notes = (note for row in rows for note in getattr(row, "note", "").split("; ") if note)
+    return Counter(re.sub(r"\d+", "N", note) for note in notes)
 
 
 def print_failed(run: str) -> int:

@@ -39,6 +39,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("status", pa.string()),  # left, done, failed
         ("stage", pa.string()),  # where it failed
         ("reason", pa.string()),
+        ("note", pa.string()),  # what limits the result of a pair that is done: heads turned, a small source, much that is hidden
         ("output", pa.string()),  # relative to the run folder
         ("output_sha256", pa.string()),
         ("output_size", pa.int64()),
@@ -85,6 +86,7 @@ class Row(BaseRow):
     target: str
     target_sha256: str = ""
     target_face: int = 0
+    note: str = ""
     truth: str = ""
     truth_sha256: str = ""
 

@@ -13,6 +13,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -67,6 +68,7 @@ class Outcome:
     artifact: Artifact | None = None  # the final one
     stage: str = ""
     reason: str = ""
+    note: str = ""  # what limits the result, see `tasks.stage.Stage.note`
     seconds: float = 0.0
 
 
@@ -258,6 +260,7 @@ class _ChunkRun:
         self.damaged: Damaged | None = None
         self.total = 0  # works to do, those done included
         self.spent: dict[str, float] = defaultdict(float)  # key -> seconds
+        self.notes: dict[str, str] = {}  # by key, of work that was computed
         self.pending: list[Future[list[Artifact]]] = []
         self.result = ChunkResult([], [], defaultdict(int), defaultdict(float), [])
         works, self.finals, self.works = worker.works(job)
@@ -352,6 +355,9 @@ class _ChunkRun:
             return [] if isinstance(output, PassingError) else [Finished(work.key, stage.name, reason=str(output))]
         if output.keys() != stage.writes.keys():
             raise TypeError(f"stage {stage.name} declares {sorted(stage.writes)} but wrote {sorted(output)}")
+        if stage.note:
+            name, describe = stage.note
+            self.notes[work.key] = describe(output[name])
         for name, value in output.items():
             if (work.key, name) in self.last_reader:
                 self.values[work.key, name] = value
@@ -416,9 +422,24 @@ class _ChunkRun:
             for key in {work.key for work in works.values()} - charged:
                 charged.add(key)  # shared work is counted once, with the first item that needed it
                 outcome.seconds += self.spent.get(key, 0.0)
+            outcome.note = notes_of(self.graph, self.store, works, self.known, self.notes)
             if not outcome.artifact:
                 outcome.stage, outcome.reason = failure(item, works, self.failed)
             self.result.outcomes.append(outcome)
+
+
+def notes_of(graph: Graph, store: Store, works: Mapping[Ref, Work], known: Mapping[str, Artifact], computed: Mapping[str, str]) -> str:
+    """Return what limits an item's result, from work that was `computed` (key -> note) or is stored; "" where neither says it."""
+    notes = []
+    for work in works.values():
+        said = graph.stages[work.node].note
+        if said and work.key in computed:
+            notes.append(computed[work.key])
+        elif said and work.key in known and not known[work.key].failed:
+            name, describe = said
+            with suppress(Damaged):  # a damaged artifact is found when it is needed; a note is not worth a repair
+                notes.append(describe(store.read(known[work.key], name)))
+    return "; ".join(filter(None, notes))
 
 
 def failure(item: Item, works: Mapping[Ref, Work], failed: Mapping[str, tuple[str, str]]) -> tuple[str, str]:

@@ -69,6 +69,8 @@ class Stage:
     """Distributions whose version takes part in the artifact key, because they compute the bytes."""
     device: Literal["cpu", "any"] = "cpu"
     cost: Cost = field(default_factory=Cost)
+    note: tuple[str, Callable[[Array], str]] | None = None
+    """Which output says what limits the result, and how it reads as text ("" for no limit): a row's column `note`."""
 
 
 def each(function: Callable[[Any, Any, Inputs], Outputs]) -> Callable[[Any, Any, Sequence[Inputs]], list[Outputs | ItemError]]:

@@ -138,7 +138,7 @@ def fuse(generator: MobileStyleGAN, config: FusedConfig, inputs: Inputs) -> Outp
 
     Reads what backend `codes` reads, and `driven` (H, W, 3) uint8 RGB, `visible` (H, W) uint8, `source_crop_to_frame` (3, 3); `turned`
     (1,) degrees where `reenact` writes it. Writes what `codes` writes; `trust` (H, W) uint8, 255 where the driven pixel stands; `facts`
-    (3,) float32: degrees between the heads, px of the source's face (the crop's side in its picture), share of the mask that is generated.
+    (3,) float32: degrees between the heads, width of the source's face in its picture, px; share of the mask that is generated.
     """
     outputs = swap_codes(generator, config, inputs)
     regions = outputs["swapped_regions"]
@@ -160,9 +160,26 @@ def fuse(generator: MobileStyleGAN, config: FusedConfig, inputs: Inputs) -> Outp
     outputs["trust"] = np.rint(255 * trust).astype(np.uint8)
     generated_share = 1 - float(trust[mask].mean()) if mask.any() else 1.0
     turned = float(inputs["turned"][0]) if "turned" in inputs else 0.0
-    face_size = scale_of(inputs["source_crop_to_frame"]) * max(regions.shape)
+    face_size = FACE_IN_CROP * scale_of(inputs["source_crop_to_frame"]) * max(regions.shape)
     outputs["facts"] = np.array([turned, face_size, generated_share], np.float32)
     return outputs
+
+
+FACE_IN_CROP = 0.5  # width of a face, as a share of its aligned crop's
+NOTED_TURN = 45.0  # degrees
+NOTED_FACE = 128.0  # px
+NOTED_SHARE = 0.5  # of the mask
+
+
+def describe_limits(facts: Float32) -> str:
+    """Return what limits a fused face, from its `facts`: "" if nothing does."""
+    turned, face_size, generated = (float(value) for value in facts)
+    said = [
+        f"heads turned by {turned:.0f} degrees" if turned >= NOTED_TURN else "",
+        f"source face {face_size:.0f} px" if face_size < NOTED_FACE else "",
+        f"{100 * generated:.0f} % of the face generated" if generated >= NOTED_SHARE else "",
+    ]
+    return "; ".join(filter(None, said))
 
 
 STAGE = Stage(
@@ -178,6 +195,7 @@ STAGE = Stage(
     weights=CODES.weights,
     libraries=CODES.libraries,
     device="any",
+    note=("facts", describe_limits),
 )
 
 BACKENDS = {"fused": STAGE}

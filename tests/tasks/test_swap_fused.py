@@ -9,7 +9,16 @@ import pytest
 
 from e4s_models.regions import Region
 from tasks.stage import UInt8
-from tasks.swap_fused import BACKENDS, STAGE, FusedConfig, band_shares, continue_skin, join_bands, trust_driven
+from tasks.swap_fused import (
+    BACKENDS,
+    STAGE,
+    FusedConfig,
+    band_shares,
+    continue_skin,
+    describe_limits,
+    join_bands,
+    trust_driven,
+)
 
 CONFIG = FusedConfig()
 SIDE = 128
@@ -120,3 +129,9 @@ def test_nothing_trusted_leaves_the_generated_face_as_it_is() -> None:
     generated = gray(90)
     fitted = continue_skin(gray(150), generated, np.zeros((SIDE, SIDE), np.float32), np.ones((SIDE, SIDE), np.bool_), CONFIG)
     assert (fitted == 90).all()
+
+
+def test_limits_are_said_with_their_numbers() -> None:
+    assert describe_limits(np.array([10, 400, 0.2], np.float32)) == ""
+    said = describe_limits(np.array([51.3, 90, 0.76], np.float32))
+    assert said == "heads turned by 51 degrees; source face 90 px; 76 % of the face generated"
