@@ -27,7 +27,7 @@ def _swap(model, config, inputs):
 
 STAGE = Stage(
     name="swap", backend="noted:swap", version=1, config=CheapConfig, run=each(_swap), reads=("driven",),
-    writes={"hole": "array", "facts": "array"}, note=("facts", lambda facts: f"{facts[0]:.0f} gray" if facts[0] > 43.2 else ""),
+    writes={"hole": "array", "facts": "array"}, note=("facts", lambda facts: f"{facts[0]:.0f} gray" if facts[0] > 43.1 else ""),
 )
 BACKENDS = {"noted:swap": STAGE}
 '''
