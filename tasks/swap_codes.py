@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from e4s_models.checks import check_shape
+from e4s_models.morphology import Mask, grow
 from e4s_models.regions import INNER_FACE, NUM_REGIONS
 from e4s_models.warp import Matrix, resample
 from tasks.encode import GENERATOR_WEIGHTS, NUM_LAYERS, SIDE
@@ -52,16 +53,26 @@ def exchange_codes(driven: Array, target: Array, config: CodesConfig) -> Array:
     return codes
 
 
-def generate(generator: MobileStyleGAN, codes: Array, regions: UInt8, tuning: UInt8 | None = None) -> UInt8:
-    """Codes (12, 23, 512), region ids (H, W) uint8 and maybe packed changes of weights -> RGB (1024, 1024, 3) uint8."""
+def generate(generator: MobileStyleGAN, codes: Array, regions: UInt8, tuning: UInt8 | None = None, seen: Mask | None = None) -> UInt8:
+    """Codes (12, 23, 512), region ids (H, W) uint8 and maybe packed changes of weights -> RGB (1024, 1024, 3) uint8.
+
+    With `seen` (H, W) only the smallest square around it is drawn from features of 128 px on; outside of that square the picture is 0.
+    """
     import torch
 
-    from e4s_models.generator_tuning import run_tuned
+    from e4s_models.generator_tuning import TunableMobile, Window, changed, run_tuned, unpack
 
     with torch.inference_mode():
         device = generator.mean_w.device
         codes_on, regions_on = torch.from_numpy(codes.astype(np.float32)).to(device), torch.from_numpy(regions).to(device)
-        return to_picture(run_tuned(generator, tuning, codes_on[None], regions_on[None]))
+        if seen is None:
+            return to_picture(run_tuned(generator, tuning, codes_on[None], regions_on[None]))
+        window = Window.around(torch.from_numpy(seen), SIDE)
+        weights = {} if tuning is None else changed(generator, unpack(tuning))
+        part = to_picture(TunableMobile(generator).render(codes_on[None], regions_on[None], 8, window)(weights))
+    picture = np.zeros((SIDE, SIDE, 3), np.uint8)
+    picture[window.top : window.top + window.side, window.left : window.left + window.side] = part
+    return picture
 
 
 def regions_in_picture(regions: UInt8, to_canvas: Matrix) -> UInt8:
@@ -71,8 +82,10 @@ def regions_in_picture(regions: UInt8, to_canvas: Matrix) -> UInt8:
     )
 
 
-def swap_codes(generator: MobileStyleGAN, config: CodesConfig, inputs: Inputs) -> Outputs:
+def swap_codes(generator: MobileStyleGAN, config: CodesConfig, inputs: Inputs, margin: float | None = None) -> Outputs:
     """Generate the swap in the generator's own square and cut it out like the target's face.
+
+    With a `margin`, a fraction of the side, only the inner face with that margin is drawn; beyond it `swapped` is the target's face.
 
     Reads `driven_codes`, `target_codes` (12, 23, 512), `driven_regions`, `target_regions` (H, W) uint8, `target_face` (H, W, 3) and
     `target_to_canvas` (3, 3) px of the crop -> px of the generated picture; where the generator was tuned, `tuning` (`tasks/tune.py`).
@@ -82,11 +95,20 @@ def swap_codes(generator: MobileStyleGAN, config: CodesConfig, inputs: Inputs) -
     swapped_regions, mismatch = recompose(inputs, config)
     codes = exchange_codes(inputs["driven_codes"], inputs["target_codes"], config)
     to_canvas = inputs["target_to_canvas"]
-    picture = generate(generator, codes, regions_in_picture(swapped_regions, to_canvas), inputs.get("tuning"))
-    height, width, _ = inputs["target_face"].shape
+    target = inputs["target_face"]
+    height, width, _ = target.shape
     face = np.isin(swapped_regions, [region for region in INNER_FACE if region in regions_named(config.driven_regions)])
+    on_canvas = regions_in_picture(swapped_regions, to_canvas)
+    if margin is None:
+        picture = generate(generator, codes, on_canvas, inputs.get("tuning"))
+        swapped = resample(picture, to_canvas, height, width)
+    else:
+        near = grow(face, margin * max(face.shape))
+        seen = regions_in_picture(near.astype(np.uint8), to_canvas) > 0
+        picture = generate(generator, codes, on_canvas, inputs.get("tuning"), seen)
+        swapped = np.where(near[..., None], resample(picture, to_canvas, height, width), target)
     return {
-        "swapped": resample(picture, to_canvas, height, width),
+        "swapped": swapped,
         "swapped_regions": swapped_regions,
         "hole": mismatch * np.uint8(0 if config.draw_hole else 255),
         "mask": face.astype(np.uint8) * np.uint8(255),

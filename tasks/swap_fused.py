@@ -35,6 +35,7 @@ class FusedConfig(CodesConfig):
     """How far the driven face is trusted. Lengths are fractions of the crop's side."""
 
     target_layers: int = 0  # the source is in the target's pose already
+    margin: float = 0.03  # strip around the mask that is generated, too, so that bands blend into the target
     gap: float = 0.004  # radius of gaps in what is trusted that are closed
     rim: float = 0.008  # strip along the border of what is trusted that is not
     feather: float = 0.012  # width of the ramp from there to full trust
@@ -140,7 +141,7 @@ def fuse(generator: MobileStyleGAN, config: FusedConfig, inputs: Inputs) -> Outp
     (1,) degrees where `reenact` writes it. Writes what `codes` writes; `trust` (H, W) uint8, 255 where the driven pixel stands; `facts`
     (3,) float32: degrees between the heads, width of the source's face in its picture, px; share of the mask that is generated.
     """
-    outputs = swap_codes(generator, config, inputs)
+    outputs = swap_codes(generator, config, inputs, config.margin)
     regions = outputs["swapped_regions"]
     target_glasses = np.asarray(inputs["target_regions"] == Region.GLASSES)
     if target_glasses.any():

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks.generator import face_labels
 from e4s_models.mobile_stylegan import MobileStyleGAN
 from e4s_models.regions import Region
 from tasks.stage import ItemError, Outputs
-from tasks.swap_codes import STAGE, CodesConfig, exchange_codes, regions_in_picture
+from tasks.swap_codes import STAGE, CodesConfig, exchange_codes, generate, regions_in_picture
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,16 @@ def test_what_does_not_fit_is_said(generator: MobileStyleGAN, inputs: dict[str, 
         CodesConfig(target_layers=24)
     with pytest.raises(ValueError, match="unknown regions"):
         CodesConfig(driven_regions=("chin",))
+
+
+def test_only_the_part_that_is_seen_may_be_drawn(generator: MobileStyleGAN) -> None:
+    """The square around the mask equals that of the whole picture: the window's margin covers what its convolutions see."""
+    rng = np.random.default_rng(3)
+    z = torch.from_numpy(rng.standard_normal((12, 512)).astype(np.float32))
+    codes = generator.map(z)[:, None].expand(-1, 23, -1).numpy()
+    regions = np.zeros((1024, 1024), np.uint8)
+    regions[300:800, 300:700] = 6
+    seen = regions == 6
+    whole, part = generate(generator, codes, regions), generate(generator, codes, regions, seen=seen)
+    assert np.abs(whole[seen].astype(int) - part[seen]).max() <= 1
+    assert not part[:200].any()
