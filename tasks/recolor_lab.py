@@ -133,9 +133,10 @@ def recolor(inputs: Inputs, config: LabConfig) -> Outputs:
         move, own_kept, kept = plan_move(own[own_valid], target[target_valid], config)
         own_valid[own_valid], target_valid[target_valid] = own_kept, kept
         moved = move.apply(own)
-        shading = _shading(moved, own_valid, target, target_valid, config)
-        shading = cv2.resize(shading, (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC)[box]
-        after = move.apply(before) + shading
+        shading = cv2.resize(
+            _shading(moved, own_valid, target, target_valid, config), (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC
+        )
+        after = np.asarray(move.apply(before) + shading[box], np.float32)
         after = _keep_features(after, before, regions[box], move.target - move.own, target_lab, inputs["target_regions"], config)
     else:
         after = before.copy()
@@ -229,16 +230,16 @@ def _keep_features(
     """Let lips, eyes and teeth keep their own colour: lips relative to the skin, eyes and teeth in part; teeth take the target's light."""
     lips = _feature_weight(regions, Region.LIPS)
     own_lips = np.dstack([after[..., :1], before[..., 1:] + shift[1:]])
-    after = after + lips * (own_lips - after)
+    after = np.asarray(after + lips * (own_lips - after), np.float32)
     for region in (Region.EYES, Region.MOUTH):
         here = regions == region
         if not here.any():
             continue
-        kept = np.dstack([after[..., :1], before[..., 1:] + (1 - config.own_colour) * shift[1:]])
+        kept = np.dstack([after[..., :1], before[..., 1:] + (1 - config.own_colour) * shift[1:]]).astype(np.float32)
         if region == Region.MOUTH:
             kept = _match_teeth(kept, kept[here], target[target_regions == region])
-        after = after + _feature_weight(regions, region) * (kept - after)
-    return np.asarray(after, np.float32)
+        after = np.asarray(after + _feature_weight(regions, region) * (kept - after), np.float32)
+    return after
 
 
 def _match_colour_space(after: Float32, target: Float32, config: LabConfig) -> Float32:

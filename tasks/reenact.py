@@ -45,6 +45,7 @@ _OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 37
          152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
 _SKIN = (Region.SKIN, Region.NOSE)
 _FEATURES = (Region.LIPS, Region.BROWS, Region.EYES, Region.NOSE, Region.SKIN, Region.MOUTH)
+_RAMP = 0.2  # width of the ramp between own and borrowed mouth, in ratios of openings
 _SHUT = 0.06  # opening of lids, in eye widths, below which no eyeball is seen
 _SUBPIXEL = 4  # bits of the rasteriser's fixed point
 _MOUTH_SHAPES = tuple(index for index, name in enumerate(BLENDSHAPE_NAMES) if name.startswith(("jaw", "mouth")) and name != "mouthClose")
@@ -61,8 +62,8 @@ class MeshConfig:
     eye_follow: float = 0.75  # share of the lids' opening taken from the target itself, the rest from the coefficients
     wink: float = 0.12  # difference of the lids' openings (in eye widths) from which on the target's eyes are not a pair
     max_eye_opening: float = 1.35  # times the source's: beyond it the iris is drawn out
-    borrow_mouth: float = 0.8  # source's opening / driven opening: below it the inner mouth is the target's
-    borrow_wide: float = 1.5  # the same ratio above which the inner mouth is the target's, too: teeth are not squashed
+    borrow_mouth: float = 0.8  # source's opening / driven opening: below about it the inner mouth is the target's
+    borrow_wide: float = 1.5  # the same ratio above which about the inner mouth is the target's, too: teeth are not squashed
     max_gaze: float = 0.4  # half widths of the eye
     mouth_shade: float = 0.55  # how much darker the teeth get while the lips close over them
     hidden_detail: float = 30.0  # grey levels: how much detail what is not seen in the source may have
@@ -449,7 +450,7 @@ def draw(model: Model, config: MeshConfig, source_face: Face, source_regions: UI
     origin = _surroundings(driven, source, whole_ids, _paint(source, triangles, source_side))  # px of the source, per pixel
     image = _sample(source_face.pixels, origin)
     limit = np.array([source_side[1] - 0.5, source_side[0] - 0.5], np.float32)
-    visible = ((origin >= -0.5) & (origin <= limit)).all(-1).astype(np.float32)
+    visible: Float32 = np.asarray(((origin >= -0.5) & (origin <= limit)).all(-1), np.float32)
 
     box = _window(whole_ids >= 0, 8)
     ids, here = whole_ids[box], _pixels(side)[box]
@@ -483,14 +484,15 @@ def draw(model: Model, config: MeshConfig, source_face: Face, source_regions: UI
     own = np.clip(1.5 - 2.5 * share[..., 0], 0, 1) * _sharpness(source, driven, triangles, ids, cover, config.stretch)
     visible[box] = np.where(face, own, visible[box])
     clear = _lenses_are_clear(source_face.pixels, source_regions, source, config)
-    covered = _covered(source_face, source_regions, clear, config)
-    covered = cv2.remap(covered, origin[..., 0], origin[..., 1], cv2.INTER_LINEAR).astype(np.float32) / 255
-    visible *= 1 - covered
-    covered = covered[box] * cover
+    in_front = _covered(source_face, source_regions, clear, config)
+    in_front = np.asarray(cv2.remap(in_front, origin[..., 0], origin[..., 1], cv2.INTER_LINEAR), np.uint8)
+    visible *= np.float32(1) - in_front.astype(np.float32) / 255
+    covered = np.asarray(in_front[box].astype(np.float32) / 255 * cover, np.float32)
     if covered.any():
-        pixels = _uncover(pixels, covered, visible[box] * np.isin(regions[box], _SKIN))
-        features = _skin_unless_feature(regions[box])
-        regions[box] = np.where(face & ((covered > 0.5) | (regions[box] == Region.HAIR)), features, regions[box])
+        skin = np.isin(regions[box], _SKIN)
+        pixels = _uncover(pixels, covered, np.asarray(visible[box] * skin, np.float32))
+        hidden = face & ((covered > 0.5) | (regions[box] == Region.HAIR))
+        regions[box] = np.where(hidden, _skin_unless_feature(regions[box]), regions[box])
     if not clear or _eyes_closed(source, config):
         eyes = _around_eyes(driven, side, config.eye_patch)
         visible *= 1 - eyes
@@ -708,20 +710,32 @@ def _draw_mouth(
     if opened == 0:
         return pixels, visible
     size = width / _width(source[:, :2], _LIP_CORNERS)
-    have = _opening(source) * size
-    borrow = have < config.borrow_mouth * needed or have > config.borrow_wide * needed
-    onto = (target if borrow else source).copy()
-    if closing > 0 and not borrow:  # closing lips cover the teeth; they do not squash them
+    borrow = _borrowed_share(_opening(source) * size / needed, config)
+    onto = source.copy()
+    if closing > 0:  # closing lips cover the teeth; they do not squash them
         up, low = list(_UPPER_LIP), list(_LOWER_LIP)
         onto[low, :2] = onto[up, :2] + (driven[low, :2] - driven[up, :2]) / size
-    xy = here[box].copy()
-    xy[mask] = _evaluate(_affine(onto[:, :2], driven, triangles), ids[box], mask, here[box])
-    shade = np.float32(1 if borrow else 1 - config.mouth_shade * closing)
-    inside = _sample(target_face.pixels if borrow else source_face.pixels, xy) * shade
+    inside = np.zeros((*mask.shape, 3), np.float32)
+    mouths = ((source_face, onto, (1 - borrow) * (1 - config.mouth_shade * closing)), (target_face, target, borrow))
+    for face, points, weight in mouths:
+        if weight > 0:
+            xy = here[box].copy()
+            xy[mask] = _evaluate(_affine(points[:, :2], driven, triangles), ids[box], mask, here[box])
+            inside += np.float32(weight) * _sample(face.pixels, xy)
     feather = np.clip(2 * soft - 0.6, 0, 1) * mask * opened
     pixels[box] += feather[..., None] * (inside - pixels[box])
     visible[box] = np.maximum(visible[box], feather)
     return pixels, visible
+
+
+def _borrowed_share(ratio: float, config: MeshConfig) -> float:
+    """Return the share of the target's inner mouth, [0, 1], from the source's opening over the driven one.
+
+    It changes in ramps: in a video, where the target's mouth opens slowly, teeth fade instead of jumping.
+    """
+    narrow = (config.borrow_mouth + _RAMP / 2 - ratio) / _RAMP
+    wide = (ratio - config.borrow_wide + _RAMP / 2) / _RAMP
+    return min(max(narrow, wide, 0.0), 1.0)
 
 
 def _draw_eyes(pixels: Float32, here: Float32, config: MeshConfig, source_face: Face, driven: Float32, target: Float32) -> Float32:

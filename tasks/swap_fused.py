@@ -126,8 +126,8 @@ def trust_driven(inputs: Inputs, mask: Mask, config: FusedConfig) -> Float32:
         seen |= glasses & (visible > 127)  # skin behind clear lenses
     side = max(regions.shape)
     sure = seen & mask & (share > 0.5)
-    sure = cv2.morphologyEx(sure.astype(np.uint8), cv2.MORPH_CLOSE, disc(config.gap * side))
-    depth = cv2.distanceTransform(sure & mask, cv2.DIST_L2, 5)
+    closed = np.asarray(cv2.morphologyEx(sure.astype(np.uint8), cv2.MORPH_CLOSE, disc(config.gap * side)), np.uint8)
+    depth = cv2.distanceTransform(closed & mask.astype(np.uint8), cv2.DIST_L2, 5)
     ramp = np.clip((depth - config.rim * side) / max(config.feather * side, 1), 0, 1)
     near, far = config.turned
     facing = float(np.clip((far - float(inputs.get("turned", [0.0])[0])) / (far - near), 0, 1))

@@ -163,7 +163,7 @@ def test_closed_lips_borrow_the_mouth_of_an_open_target(model: Model, seen: list
     green = (result["driven"] == (0, 255, 0)).all(-1)
     assert green.sum() > 300  # the target's pixels fill the opening
     assert (result["visible"][green] > 250).all()  # the target's own inner mouth is what shall be seen
-    own = reenact(model, replace(CONFIG, borrow_mouth=0.0), source, wide)
+    own = reenact(model, replace(CONFIG, borrow_mouth=-1.0), source, wide)
     assert not (own["driven"] == (0, 255, 0)).all(-1).any()
 
 
