@@ -69,7 +69,7 @@ class MeshConfig:
     hidden_detail: float = 30.0  # grey levels: how much detail what is not seen in the source may have
     rim: tuple[float, float] = (0.015, 0.06)  # face widths from the mesh's outline in the source: unusable below, trusted above
     hidden: tuple[float, float] = (0.05, 0.3)  # cosine of normal and view in the source: unusable below, trusted above
-    stretch: tuple[float, float] = (0.28, 0.5)  # px of the source per px of the driven face: no texture below, full trust above
+    stretch: tuple[float, float] = (0.25, 0.42)  # px of the source per px of the driven face: no texture below, full trust above
     closed_eye: float = 0.12  # opening of the source's lids, in eye widths, below which its eyes cannot be opened
     eye_patch: float = 0.022  # reach around eyes that the source does not show and the target lends, as a fraction of the side
     lens_frame: float = 0.016  # width of the strip along the outline of glasses that is their frame, as a fraction of the side
@@ -529,7 +529,7 @@ def _sharpness(source: Float32, driven: Float32, triangles: Int32, ids: Int32, c
     least = np.linalg.svd(maps.astype(np.float64), compute_uv=False)[:, 1]
     share = np.clip((least - limits[0]) / (limits[1] - limits[0]), 0, 1).astype(np.float32)
     spread = np.where(ids >= 0, share[ids], 0).astype(np.float32)
-    return np.asarray(blur_normalised(spread[..., None], cover, 3.0)[..., 0], np.float32)
+    return np.asarray(blur_normalised(spread[..., None], cover, 0.01 * max(cover.shape))[..., 0], np.float32)
 
 
 def _eyes_closed(source: Float32, config: MeshConfig) -> bool:

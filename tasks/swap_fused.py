@@ -37,8 +37,8 @@ class FusedConfig(CodesConfig):
     target_layers: int = 0  # the source is in the target's pose already
     margin: float = 0.03  # strip around the mask that is generated, too, so that bands blend into the target
     gap: float = 0.004  # radius of gaps in what is trusted that are closed
-    rim: float = 0.008  # strip along the border of what is trusted that is not
-    feather: float = 0.012  # width of the ramp from there to full trust
+    rim: float = 0.004  # strip along the border of what is trusted that is not
+    feather: float = 0.008  # width of the ramp from there to full trust
     turned: tuple[float, float] = (45.0, 52.0)  # degrees between the heads: full trust below, none above
     sharp: tuple[float, float] = (0.45, 0.9)  # source px per px of a band's grid: the band is generated below, the source's above
     levels: int = 5  # bands that are joined
