@@ -35,7 +35,7 @@ QUIET = {
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
     "PREFECT_CLI_PROMPT": "false",
-    "PREFECT_API_REQUEST_TIMEOUT": "10",  # s; Prefect's own values wait for minutes, a command gives up instead
+    "PREFECT_API_REQUEST_TIMEOUT": "20",  # s; Prefect's own values wait for minutes, a command gives up instead
     "PREFECT_CLIENT_MAX_RETRIES": "0",
 }
 CONFIGURED_PATIENCE = 5.0  # s that a server which is just starting has before a run calls it missing
@@ -97,6 +97,7 @@ def _start(server_home: Path, log: Path, patience: float) -> tuple[subprocess.Po
             if time.monotonic() > deadline:
                 return None, ""
             time.sleep(0.1)
+        deadline = time.monotonic() + patience
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -17,14 +18,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events.clients import PrefectEventsClient
 from prefect.events.schemas.events import Event
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import PrefectSignal, TerminationSignal
 from prefect.settings import PREFECT_API_URL
 
 from flows.tracking import Once, begin, give_up, is_lost, watched
 
-SEND_TIMEOUT = 10.0  # s for one event
+SEND_TIMEOUT = 20.0  # s for one event
 CLOSE_TIMEOUT = 2.0  # s for closing the connection
-DRAIN_TIMEOUT = 5.0  # s for the events of a flow that has ended
+DRAIN_TIMEOUT = 10.0  # s for the events of a flow that has ended
 
 Result = TypeVar("Result")
 
@@ -58,7 +59,7 @@ def run_flow(flow: Callable[[], Any], once: Once[Result]) -> Result:
     try:
         try:
             flow()
-        except Exception as error:
+        except (Exception, PrefectSignal) as error:  # a signal: somebody cancelled or paused the flow run in the UI
             if is_interruption(error):
                 raise KeyboardInterrupt from None
             if not once.is_done:
@@ -97,12 +98,18 @@ def _drain() -> None:
 
 @functools.cache
 def _bound_events() -> None:
-    """Have Prefect's client of events work in bounded time, in this process from now on.
+    """Have Prefect's sending of events work in bounded time, in this process from now on.
 
     As it is, it tries for 7 s to send each queued event to a dead server, and the interpreter does not end before. The first event that
     cannot be sent gives the API up, and all later ones are dropped.
     """
+    logging.getLogger(EventsWorker.__name__).setLevel(logging.CRITICAL)  # what matters to the user is said here, once
+    attach = EventsWorker.attach_related_resources_from_context
     enter, emit, leave = PrefectEventsClient.__aenter__, PrefectEventsClient.emit, PrefectEventsClient.__aexit__
+
+    async def bounded_attach(self: EventsWorker, event: Event) -> None:
+        if not is_lost():
+            await _try(attach(self, event))
 
     async def bounded_enter(self: PrefectEventsClient) -> PrefectEventsClient:
         await _try(enter(self))
@@ -116,8 +123,13 @@ def _bound_events() -> None:
         with suppress(Exception):
             await asyncio.wait_for(leave(self, *exception), CLOSE_TIMEOUT)
 
-    for name, method in (("__aenter__", bounded_enter), ("emit", bounded_emit), ("__aexit__", bounded_leave)):
-        setattr(PrefectEventsClient, name, method)
+    for owner, name, method in (
+        (EventsWorker, "attach_related_resources_from_context", bounded_attach),
+        (PrefectEventsClient, "__aenter__", bounded_enter),
+        (PrefectEventsClient, "emit", bounded_emit),
+        (PrefectEventsClient, "__aexit__", bounded_leave),
+    ):
+        setattr(owner, name, method)
 
 
 async def _try(sending: Coroutine[Any, Any, Any]) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 CHECK_EVERY = 5.0  # s between looks at the server
-CHECK_TIMEOUT = 5.0  # s that it has to answer
+CHECK_TIMEOUT = 10.0  # s that it has to answer
 MISSES = 2  # looks in a row without an answer after which it is given up
 
 Result = TypeVar("Result")

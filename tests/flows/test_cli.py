@@ -19,15 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from flows.cli import main
 from flows.progress import Lines, _Rate
 from flows.server import prefect_api
 from storage.codec import encode_png
 from storage.files import Files
-from storage.run import Row, RunFolder
+from storage.run import Row, RunFolder, unlock
 from storage.store import Store
 
+ROOT = Path(__file__).parents[2]
 Text = pytest.CaptureFixture[str]
 
 
@@ -267,6 +269,20 @@ def test_the_running_server_shows_what_failed(running_server: str, people: list[
     assert pairs(some, tmp_path / "Some") == 2
     state = found(running_server, "flow_runs")[-1]["state"]
     assert (state["type"], state["message"]) == ("COMPLETED", "1 of 2 pairs failed")
+
+
+def test_a_scheduled_run_is_left_out_while_another_is_at_work(running_server: str, people_folder: Path, tmp_path: Path) -> None:
+    """The run folder's lock decides, which the system releases with its process: no slot of Prefect's, which a power loss keeps."""
+    from flows.pairs import pairs as pairs_flow
+
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    lock = folder.lock()
+    state = pairs_flow(str(people_folder), str(folder.path), profile="fast", device="cpu", return_state=True)
+    assert (state.type.value, "another process is working on this run" in str(state.message)) == ("CANCELLED", True)
+    unlock(lock)
+    assert found(running_server, "flow_runs")[-1]["state"]["type"] == "CANCELLED"
+    assert "concurrency_limit" not in json.dumps(yaml.safe_load((ROOT / "prefect.yaml").read_text()))
 
 
 def test_a_server_that_does_not_answer(people_folder: Path, tmp_path: Path, capsys: Text, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,9 +93,9 @@ def test_a_command_in_a_hostile_folder(tmp_path: Path) -> None:
     # -P: the command of an installed e4s does not look for modules in the current folder.
     command = [sys.executable, "-P", "-m", "flows.cli", "pairs", manifest, "--run", str(run), "--profile", profile, "--chunk", "2"]
     process = psutil.Popen(
-        [*command, "--device", "cpu", "--dask", "local:2", "--set", "swap.seconds=0.5"],
+        [*command, "--device", "cpu", "--dask", "local:2", "--set", "swap.seconds=0.5", "--no-report"],
         cwd=folder,
-        env={**os.environ, **foreign, **proxies, "PYTHONPATH": str(ROOT), "E4S_HOME": str(tmp_path)},
+        env={**os.environ, **foreign, **proxies, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

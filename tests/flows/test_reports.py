@@ -329,6 +329,21 @@ def test_a_run_of_another_version(runs: tuple[Path, Path], tmp_path: Path, capsy
     assert '<th scope="row">recolor</th><td>guided' in page
 
 
+BOUND = """
+import sys
+bound = []
+sys.addaudithook(lambda event, arguments: bound.append(arguments[1]) if event == "socket.bind" else None)
+from flows.cli import main
+assert main(["report", sys.argv[1], "--no-metrics"]) == 0
+print(bound)
+"""
+
+
+def test_a_report_listens_nowhere(runs: tuple[Path, Path]) -> None:
+    done = subprocess.run([sys.executable, "-c", BOUND, str(runs[0])], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_flow_publishes_the_same_to_a_prefect_server(runs: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = runs
     command = [sys.executable, "-c", PUBLISH, str(b), str(a), str(tmp_path / "prefect.log")]
