@@ -71,20 +71,18 @@ def lose(kind, when):
         assert run_flow(pairs, once) == 12 == len(done)
     print(kind.name, when, flush=True)
 
-lose(signal.SIGKILL, 3)
 lose(signal.SIGSTOP, 3)
 lose(signal.SIGKILL, -1)
-lose(signal.SIGKILL, 11)
 """
 
 
 def test_a_run_goes_on_without_a_server_that_is_lost(tmp_path: Path) -> None:
-    """Killed in the middle, stopped in the middle, killed before the flow begins, killed after the last task."""
+    """Stopped in the middle, and killed before the flow begins; `benchmarks.soak_prefect` has the other ways under real commands."""
     done = subprocess.run([sys.executable, "-c", LOSSES, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["SIGKILL 3", "SIGSTOP 3", "SIGKILL -1", "SIGKILL 11"], done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["SIGSTOP 3", "SIGKILL -1"], done.stderr[-3000:]
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stderr.splitlines()
-    assert len(lines) == 4, done.stderr[-3000:]
+    assert len(lines) == 2, done.stderr[-3000:]
     assert all("e4s: the run goes on without Prefect, which shows no more of it (" in line for line in lines)
 
 
