@@ -43,7 +43,7 @@ from storage.video_run import VideoRunFolder
 
 ROOT = Path(__file__).parents[1]
 SIGTERM_LIMIT = 10.0  # s within which a command ends
-KINDS = ("own killed", "own stopped", "shared restarted", "shared stopped", "own stopped, SIGTERM", "shared killed, SIGTERM")
+KINDS = ("own stopped, SIGTERM", "shared restarted", "own killed", "shared killed, SIGTERM", "own stopped", "shared stopped")
 PATIENCE = 300.0  # s
 GIVEN_UP = b"goes on without Prefect"
 
@@ -311,9 +311,9 @@ def _wait_until(condition: Any) -> None:
 
 
 def main() -> int:
-    parser = soak_options(__doc__, kills=10, quick="2 faults, 4 pairs, 36 frames")
+    parser = soak_options(__doc__, kills=10, quick="3 faults, 4 pairs, 36 frames")
     arguments = parser.parse_args()
-    kills, pairs, frames = (2, 4, 36) if arguments.quick else (arguments.kills, 12, 120)
+    kills, pairs, frames = (3, 4, 36) if arguments.quick else (arguments.kills, 12, 120)
     seed, work = arguments.seed, arguments.work
     failed = carry_out(f"{work}/pairs" if work else "", lambda folder: PairsServerSoak(folder, kills, seed, pairs, ""))
     failed |= carry_out(f"{work}/videos" if work else "", lambda folder: VideosServerSoak(folder, kills, seed, frames))
