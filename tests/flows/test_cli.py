@@ -37,7 +37,7 @@ Text = pytest.CaptureFixture[str]
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server that runs already, as a user's would: every command here uses it through PREFECT_API_URL."""
     folder = tmp_path_factory.mktemp("prefect")
-    with prefect_api(folder / "prefect.log", server_home=folder) as url:
+    with prefect_api(folder / "prefect.log", patience=900, server_home=folder) as url:
         yield url
 
 

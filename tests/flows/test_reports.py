@@ -28,7 +28,7 @@ import base64, json, os, sys, urllib.request
 from pathlib import Path
 from flows.server import prefect_api
 run, other, log = sys.argv[1:]
-with prefect_api(Path(log), server_home=Path(log).parent / "prefect") as url:
+with prefect_api(Path(log), patience=900, server_home=Path(log).parent / "prefect") as url:
     import flows.evaluate
     from evaluation.protocols import PROTOCOLS, Protocol
     flows.evaluate.PROTOCOLS = {{**PROTOCOLS, "cheap": Protocol(name="cheap", source="", sample="", networks={CHEAP!r})}}

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from flows.server import prefect_api
 for number in range(2):
-    with prefect_api(Path(sys.argv[1]) / f"{number}.log") as url:
+    with prefect_api(Path(sys.argv[1]) / f"{number}.log", patience=900) as url:
         from prefect import flow, task
         from prefect.client.orchestration import get_client
 
