@@ -26,7 +26,7 @@ from tasks.graph import UsageError
 from tasks.runner import DiskFull
 from tasks.stage import ItemError
 
-GRACE = 8.0  # s after SIGTERM for ending in order
+GRACE = 6.0  # s after SIGTERM for ending in order
 EXIT_INTERRUPTED = 130
 
 COMMANDS = (swap, invert, pairs, videos, manifest, synth, status, report, stage, models, train, cache, doctor)
