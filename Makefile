@@ -12,9 +12,9 @@ DASK_KILLS ?= 12
 WORKER_KILLS ?= 8
 SCHEDULER_RESTARTS ?= 4
 VIDEO_KILLS ?= 20
+SERVER_FAULTS ?= 10
 # Reports in a row on a busy machine.
 EXITS ?= 200
-SERVER_FAULTS ?= 10
 
 .PHONY: demo test test-slow lint bench soak install weights clean
 
