@@ -5,12 +5,14 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 DEMO_SEED ?= 0
 DEMO_PAIRS ?= 6
-# Of `make soak`: kills of the command; of the command with Dask workers, its own and a cluster's, each; of workers and schedulers under it; of a run of videos.
+# Of `make soak`: kills of the command; of the command with Dask workers, its own and a cluster's, each; of workers and schedulers under it; of a run of videos;
+# faults of the Prefect server under runs of pairs and of videos, each.
 KILLS ?= 50
 DASK_KILLS ?= 12
 WORKER_KILLS ?= 8
 SCHEDULER_RESTARTS ?= 4
 VIDEO_KILLS ?= 20
+SERVER_FAULTS ?= 10
 # Reports in a row on a busy machine.
 EXITS ?= 200
 
@@ -56,7 +58,8 @@ soak: weights
 	for where in local:2 outside; do $(BIN)/python -m benchmarks.soak --dask $$where --kills $(DASK_KILLS) || failed=1; done; \
 	$(BIN)/python -m benchmarks.soak_cluster --kills $(WORKER_KILLS) --restarts $(SCHEDULER_RESTARTS) || failed=1; \
 	$(BIN)/python -m benchmarks.soak_video --kills $(VIDEO_KILLS) || failed=1; \
-	$(BIN)/python -m benchmarks.exits --exits $(EXITS) || failed=1; test -z "$$failed"
+	$(BIN)/python -m benchmarks.exits --exits $(EXITS) || failed=1; \
+	$(BIN)/python -m benchmarks.soak_prefect --kills $(SERVER_FAULTS) || failed=1; test -z "$$failed"
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -100,6 +100,10 @@ class Soak(ABC, Generic[AnyTally, AnyRun]):
     def claim(self, results: Results) -> None:
         """Claims beyond those that all soaks make."""
 
+    def environment(self) -> dict[str, str]:
+        """The environment of a start."""
+        return dict(os.environ)
+
     def look(self, run: AnyRun) -> None:
         """Before a start."""
 
@@ -209,7 +213,7 @@ class Soak(ABC, Generic[AnyTally, AnyRun]):
         with Path(f"{run.path}.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "flows.cli", *self.command(run.path)],
-                env={**os.environ, MARK: mark},
+                env={**self.environment(), MARK: mark},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.killing import Soak, Tally, carry_out, soak_options
 from benchmarks.result import Results
@@ -30,11 +31,12 @@ class VideoTally(Tally):
     wrong: int = 0  # outputs or rows that differ from the undisturbed run's
 
 
-class VideoSoak(Soak[VideoTally, VideoRunFolder]):
-    """The command is killed."""
+AnyVideoTally = TypeVar("AnyVideoTally", bound=VideoTally)
 
-    name = "soak_video"
-    tally_kind = VideoTally
+
+class BaseVideoSoak(Soak[AnyVideoTally, VideoRunFolder]):
+    """A soak of `e4s videos`, whatever the faults are."""
+
     run_kind = VideoRunFolder
     share = 3
 
@@ -59,6 +61,13 @@ class VideoSoak(Soak[VideoTally, VideoRunFolder]):
 
     def claim(self, results: Results) -> None:
         results.claim("wrong_outputs", self.tally.wrong, 0)
+
+
+class VideoSoak(BaseVideoSoak[VideoTally]):
+    """The command is killed."""
+
+    name = "soak_video"
+    tally_kind = VideoTally
 
 
 def _told(row: VideoRow, folder: VideoRunFolder) -> tuple[object, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from uuid import UUID
 
@@ -11,6 +10,7 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 
 from flows.engine import Progress
 from flows.plan import Plan
+from flows.tracking import give_up, is_lost
 from storage.run import Row
 
 UPDATE_EVERY = 2.0  # s at least between updates: each takes some 40 ms
@@ -30,11 +30,13 @@ class Shown:
         self._display.begin(plan)
         self._all, self._through, self._failed = len(plan.todo), 0, 0
         self._name = re.sub(r"[^a-z0-9]+", "-", plan.folder.path.name.lower()).strip("-") or "run"
+        if is_lost():
+            return
         try:
             made = create_progress_artifact(0.0, f"pairs-{self._name}", self._describe())
             self._artifact = made if isinstance(made, UUID) else None  # never a coroutine in a flow that is not async
         except Exception as error:  # what the UI shows is no reason to stop
-            print(f"e4s: Prefect shows no progress of this run ({error})", file=sys.stderr)
+            give_up(f"{type(error).__name__}: {error}")
 
     def advance(self, rows: list[Row]) -> None:
         self._display.advance(rows)
@@ -48,7 +50,7 @@ class Shown:
         """The last state, and a table of the failed pairs if there are any."""
         self._update()
         failed = [row for row in plan.rows.values() if row.status == "failed"]
-        if not failed or self._artifact is None:
+        if not failed or self._artifact is None or is_lost():
             return
         table = [
             {"pair": row.id, "stage": row.stage, "reason": row.reason, "attempts": row.attempts, "quarantined": row.quarantined}
@@ -58,16 +60,15 @@ class Shown:
         try:
             create_table_artifact(table, f"failed-{self._name}", f"{len(failed)} failed pairs of {plan.folder.path}{more}")
         except Exception as error:
-            print(f"e4s: Prefect shows no table of the failed pairs ({error}); `e4s status --failed` does", file=sys.stderr)
+            give_up(f"{type(error).__name__}: {error}")
 
     def _update(self) -> None:
-        if self._artifact is None:
+        if self._artifact is None or is_lost():
             return
         try:
             update_progress_artifact(self._artifact, 100.0 * self._through / max(self._all, 1), self._describe())
         except Exception as error:
-            self._artifact = None
-            print(f"e4s: Prefect shows no further progress of this run ({error})", file=sys.stderr)
+            give_up(f"{type(error).__name__}: {error}")
 
     def _describe(self) -> str:
         return f"{self._name}: {self._through} of {self._all} pairs" + (f", {self._failed} failed" if self._failed else "")

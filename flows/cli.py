@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
+import os
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
@@ -21,6 +26,9 @@ from tasks.graph import UsageError
 from tasks.runner import DiskFull
 from tasks.stage import ItemError
 
+GRACE = 6.0  # s after SIGTERM for ending in order
+EXIT_INTERRUPTED = 130
+
 COMMANDS = (swap, invert, pairs, videos, manifest, synth, status, report, stage, models, train, cache, doctor)
 """In the order of `e4s --help`."""
 
@@ -30,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = parsed.command
     signal.signal(signal.SIGTERM, _interrupt)
+    _end_after_sigterm()
     try:
         return command(parsed)
     except (UsageError, RunError, StoreError, WeightsError, ItemError, DiskFull) as error:
@@ -38,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         kept = "what is finished is kept, the same command continues" if getattr(parsed, "run", "") else "repeat the command"
         print(f"\ne4s: interrupted; {kept}", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         return 1
     except OSError as error:
@@ -51,6 +60,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+@functools.cache
+def _end_after_sigterm() -> None:
+    """End this process GRACE seconds after a SIGTERM at the latest, whatever it is at; what is finished is in the store.
+
+    The Python handler runs only when the main thread is between two bytecodes: a long call of a library, or one that waits for a dead
+    server in spite of interrupts, would hold it up. The system's handler writes the signal's number to a socket at once.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_wait_for_sigterm, args=(reader, writer), name="e4s-sigterm", daemon=True).start()
+
+
+def _wait_for_sigterm(reader: socket.socket, writer: socket.socket) -> None:
+    """`writer` is held open as long as this thread lives."""
+    while signal.SIGTERM not in reader.recv(64):
+        pass
+    time.sleep(GRACE)
+    print("e4s: ended, since it did not stop in time; what is finished is kept, the same command continues", file=sys.stderr, flush=True)
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _parser() -> Parser:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed
 
 from flows.artifacts import Shown
 from flows.engine import Progress, Summary, execute
 from flows.plan import Plan, Request, Retry, make_plan
-from flows.progress import Lines
-from flows.step import run_step
+from flows.progress import Lines, plural
+from flows.step import run_flow, run_step, tracked
+from flows.tracking import Once
+from storage.run import RunBusy
 from tasks.frame import MAX_PIXELS
 from tasks.runner import Keep
 
-_planned: dict[str, tuple[Plan, Progress]] = {}  # plans that this process made a moment ago, by run folder
+_planned: dict[str, Once[Summary]] = {}  # work that this process planned a moment ago, by run folder
 
 
 @flow(name="pairs", persist_result=False, validate_parameters=False)
@@ -40,43 +46,65 @@ def pairs(
     dask: str = "",
     dask_wait: float = 60.0,
     threads: int = 0,
-) -> Summary:
+) -> Summary | State[Any]:
     """Swap every pair of a manifest; what is done is not done again. Parameters as `e4s pairs --help` explains them."""
-    if run in _planned:
-        plan, progress = _planned.pop(run)
-    else:
-        request = Request(
-            manifest=manifest,
-            run=run,
-            profile=profile,
-            stages=stages,
-            changes=changes,
-            device=device,
-            keep=keep,
-            store=store,
-            chunk=chunk,
-            workers=workers,
-            source_face=source_face,
-            target_face=target_face,
-            max_pixels=max_pixels,
-            fail_fast=fail_fast,
-            verify=verify,
-            retry=retry,
-            max_attempts=max_attempts,
-            dask=dask,
-            dask_wait=dask_wait,
-            threads=threads,
-        )
-        plan, progress = make_plan(request), Lines()
+    if work := _planned.pop(run, None):
+        return conclude("pair", work)
+    request = Request(
+        manifest=manifest,
+        run=run,
+        profile=profile,
+        stages=stages,
+        changes=changes,
+        device=device,
+        keep=keep,
+        store=store,
+        chunk=chunk,
+        workers=workers,
+        source_face=source_face,
+        target_face=target_face,
+        max_pixels=max_pixels,
+        fail_fast=fail_fast,
+        verify=verify,
+        retry=retry,
+        max_attempts=max_attempts,
+        dask=dask,
+        dask_wait=dask_wait,
+        threads=threads,
+    )
+    return conclude("pair", lambda: _carry_out(make_plan(request), Lines()))
+
+
+def _carry_out(plan: Plan, progress: Progress) -> Summary:
     shown = Shown(progress)
     try:
         summary = execute(plan, shown, stage_task)
         shown.conclude(plan)
+        return summary
     finally:
         plan.close()
+
+
+def conclude(noun: str, work: Callable[[], Summary]) -> Summary | State[Any]:
+    """Do a flow's work; returns its result, or the state that says what of it is missing. Raises StageCrash or AllFailed."""
+    try:
+        with tracked():
+            summary = work()
+    except RunBusy as busy:  # the writer of the run goes on; a run that found it at work is left out
+        return Cancelled(message=str(busy))
     if summary.crash:
         raise StageCrash(summary)
-    return summary
+    if not summary.failed:
+        return summary
+    count = summary.done + summary.failed + summary.left
+    sentence = f"{summary.failed} of {plural(count, noun)} failed"
+    if not summary.done:
+        raise AllFailed(sentence)
+    return Completed(message=sentence, data=summary)
+
+
+class AllFailed(Exception):
+    """No item could be done: the flow run counts as failed."""
 
 
 class StageCrash(Exception):
@@ -93,10 +121,6 @@ def stage_task(chunk: int, node: str, work: Callable[[], None]) -> None:
 
 
 def run_planned(plan: Plan, progress: Progress) -> Summary:
-    """Run the flow on a plan that was made already; `PREFECT_API_URL` must point at a server."""
-    _planned[plan.request.run] = (plan, progress)
-    try:
-        summary: Summary = pairs(**asdict(plan.request))
-        return summary
-    except StageCrash as crash:
-        return crash.summary
+    """Run the flow on a plan that was made already; `PREFECT_API_URL` must point at a server. Without one the work is done all the same."""
+    work = _planned[plan.request.run] = Once(partial(_carry_out, plan, progress))
+    return run_flow(partial(pairs, **asdict(plan.request)), work)

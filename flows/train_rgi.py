@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,8 @@ from prefect import flow
 from e4s_models.code_encoder import CodeEncoder
 from e4s_models.preview_head import PreviewHead
 from e4s_models.weights import WeightsError, load_strict, save_shipped
-from flows.step import run_step
+from flows.step import run_flow, run_step, tracked
+from flows.tracking import Once
 from flows.training.data import PEOPLE_PER_SHARD, Pool, make_shards, read_shard, shard_path
 from flows.training.folder import VALIDATION_SHARDS, TrainingSettings, opened
 from storage.codec import encode_png
@@ -39,7 +39,7 @@ from tasks.graph import UsageError
 if TYPE_CHECKING:
     from e4s_models.mobile_stylegan import MobileStyleGAN
 
-_opened: set[str] = set()  # folders that this process holds already
+_opened: dict[str, Once[Path]] = {}  # work in folders that this process holds already
 
 
 @flow(name="train-rgi", persist_result=False, validate_parameters=False)
@@ -76,22 +76,29 @@ def train_rgi(
         objective_minutes=objective_minutes,
         seed=seed,
     )
-    with nullcontext(Path(out)) if out in _opened else opened(Path(out), settings) as folder:
-        part(folder, make_people, folder / "data", people, seed)
-        part(folder, fit_head, folder, head_steps, seed)
-        part(folder, teach_codes, folder, teach_steps, teach_minutes, seed)
-        part(folder, train_objective, folder, objective_steps, objective_minutes, seed, device)
-        part(folder, export, folder)
-        return folder
+    with tracked():
+        if work := _opened.pop(out, None):
+            return work()
+        with opened(Path(out), settings) as folder:
+            return _train(folder, settings, device)
+
+
+def _train(folder: Path, settings: TrainingSettings, device: str) -> Path:
+    part(folder, make_people, folder / "data", settings.people, settings.seed)
+    part(folder, fit_head, folder, settings.head_steps, settings.seed)
+    part(folder, teach_codes, folder, settings.teach_steps, settings.teach_minutes, settings.seed)
+    part(folder, train_objective, folder, settings.objective_steps, settings.objective_minutes, settings.seed, device)
+    part(folder, export, folder)
+    return folder
 
 
 def run_opened(folder: Path, settings: TrainingSettings, device: str) -> None:
-    """Run the flow in a folder that this process has opened; `PREFECT_API_URL` must point at a server. Raises as the flow does."""
-    _opened.add(str(folder))
-    try:
-        train_rgi(out=str(folder), **asdict(settings), device=device)
-    finally:
-        _opened.discard(str(folder))
+    """Run the flow in a folder that this process has opened; `PREFECT_API_URL` must point at a server. Raises as the flow does.
+
+    Without a server the work is done all the same.
+    """
+    work = _opened[str(folder)] = Once(partial(_train, folder, settings, device))
+    run_flow(partial(train_rgi, out=str(folder), **asdict(settings), device=device), work)
 
 
 class TrainingCrash(Exception):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.engine import Summary
-from flows.pairs import StageCrash
+from flows.pairs import conclude
 from flows.plan import Retry
 from flows.progress import counted
-from flows.step import run_step
+from flows.step import run_flow, run_step
+from flows.tracking import Once
 from flows.video_engine import Frames, execute_videos
 from flows.video_plan import VideoKeep, VideoPlan, VideoRequest, make_video_plan
 from tasks.frame import MAX_PIXELS
 
-_planned: dict[str, tuple[VideoPlan, Frames]] = {}  # plans that this process made a moment ago, by run folder
+_planned: dict[str, Once[Summary]] = {}  # work that this process planned a moment ago, by run folder
 
 
 @flow(name="videos", persist_result=False, validate_parameters=False)
@@ -41,11 +45,10 @@ def videos(
     dask: str = "",
     dask_wait: float = 60.0,
     threads: int = 0,
-) -> Summary:
+) -> Summary | State[Any]:
     """Swap a face into every video of a manifest; what is done is not done again. Parameters as `e4s videos --help` explains them."""
-    if run in _planned:
-        plan, frames = _planned.pop(run)
-        return _carry_out(plan, frames)
+    if work := _planned.pop(run, None):
+        return conclude("video", work)
     request = VideoRequest(
         manifest=manifest,
         run=run,
@@ -68,19 +71,16 @@ def videos(
         dask_wait=dask_wait,
         threads=threads,
     )
+    return conclude("video", lambda: _plan_and_carry_out(request))
+
+
+def _plan_and_carry_out(request: VideoRequest) -> Summary:
     plan = make_video_plan(request)
     try:
         with counted("frames") as progress:
-            return _carry_out(plan, progress)
+            return execute_videos(plan, progress, part_task)
     finally:
         plan.close()
-
-
-def _carry_out(plan: VideoPlan, frames: Frames) -> Summary:
-    summary = execute_videos(plan, frames, part_task)
-    if summary.crash:
-        raise StageCrash(summary)
-    return summary
 
 
 def part_task(part: str, name: str, work: Callable[[], None]) -> None:
@@ -89,10 +89,6 @@ def part_task(part: str, name: str, work: Callable[[], None]) -> None:
 
 
 def run_planned(plan: VideoPlan, frames: Frames) -> Summary:
-    """Run the flow on a plan that was made already; `PREFECT_API_URL` must point at a server."""
-    _planned[plan.request.run] = plan, frames
-    try:
-        summary: Summary = videos(**asdict(plan.request))
-        return summary
-    except StageCrash as crash:
-        return crash.summary
+    """Run the flow on a plan that was made already; `PREFECT_API_URL` must point at a server. Without one the work is done all the same."""
+    work = _planned[plan.request.run] = Once(partial(execute_videos, plan, frames, part_task))
+    return run_flow(partial(videos, **asdict(plan.request)), work)

@@ -9,6 +9,7 @@ to those without it (to any, if all have one).
 from __future__ import annotations
 
 import contextvars
+import ipaddress
 import logging
 import math
 import os
@@ -22,14 +23,18 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
+from distributed.http.routing import RoutingApplication
+from tornado.httpserver import HTTPServer
 
+from flows.environment import SAFE_PATH, changed_environment
 from flows.plan import BaseRequest
 from flows.remote import Kit, Refused, carry, enter, halt, packed, source_digest, topic
 from storage.run import RunFiles
@@ -103,6 +108,13 @@ class Crew:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._own = OwnCluster(request.processes, kit.settings.device) if request.processes else None
         self._address = self._own.cluster.scheduler_address if self._own else request.dask
+        self._security = self._own.security if self._own else None  # None: as Dask is configured
+        if is_open_to_others(self._address):
+            print(
+                f"e4s: {self._address} is neither encrypted nor protected: whoever reaches it can run programs on its workers; "
+                "use tls:// (docs/cluster.md) unless the network is private",
+                file=sys.stderr,
+            )
         self._probe(write=True)
         try:
             self._client = self._connect(time.monotonic() + self._patience)
@@ -273,7 +285,8 @@ class Crew:
         while True:
             try:
                 left = math.ceil(deadline - time.monotonic())
-                client = Client(self._address, timeout=max(1, min(5 if told else 3, left)), set_as_default=False)
+                patience = max(1, min(5 if told else 3, left))
+                client = Client(self._address, timeout=patience, security=self._security, set_as_default=False)
                 break
             except (OSError, TimeoutError) as error:
                 if self._closing:
@@ -431,27 +444,64 @@ def kit_of(graph: Graph, request: BaseRequest, store: Store) -> dict[str, Any]:
     }
 
 
+def is_open_to_others(address: str) -> bool:
+    """Return True for a scheduler's address without encryption that is not of the loopback interface."""
+    parts = urlsplit(address)
+    if parts.scheme != "tcp" or not parts.hostname or parts.hostname == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(parts.hostname).is_loopback
+    except ValueError:  # a name
+        return True
+
+
+class _NoHttpServer:
+    """Keeps a Dask process from listening for HTTP, which is not encrypted; Dask has no setting for that."""
+
+    def start_http_server(self, *arguments: Any, **options: Any) -> None:
+        self.http_application = RoutingApplication([])
+        self.http_server = HTTPServer(self.http_application)  # listens nowhere
+
+
+class SilentScheduler(_NoHttpServer, Scheduler):  # type: ignore[misc]
+    """A scheduler without an HTTP server."""
+
+
+class SilentWorker(_NoHttpServer, Worker):  # type: ignore[misc]
+    """A worker without an HTTP server."""
+
+
 class OwnCluster:
-    """A scheduler in this process and worker processes on this machine: `count` without a GPU, and one per GPU when `device` is cuda."""
+    """A scheduler in this process and worker processes on this machine: `count` without a GPU, and one per GPU when `device` is cuda.
+
+    All listen on the loopback interface only, and accept connections only from those that hold the key made for this cluster.
+    """
 
     def __init__(self, count: int, device: str) -> None:
+        self.security = Security.temporary()
+        loopback = {"host": "127.0.0.1", "protocol": "tls://", "security": self.security, "dashboard": False}
         # Folders of processes are where Dask has them by default: there it removes what killed ones left.
-        common = {"nthreads": 1, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
+        common = {**loopback, "nthreads": 1, "memory_limit": 0, "worker_class": SilentWorker, "silence_logs": logging.CRITICAL}
         workers = {
             name: {"cls": Nanny, "options": {**common, **options}} for name, options in own_workers(count, gpu_names(device)).items()
         }
-        scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}}
+        scheduler = {"cls": SilentScheduler, "options": {**loopback, "port": 0}}
+        self._environment = ExitStack()  # as long as the cluster: a nanny may start another process at any time
+        self._environment.enter_context(changed_environment(SAFE_PATH))
         # Ctrl-C in a terminal reaches every process of its group, but this one ends the others in order. They, and those
         # that replace them, inherit the mask of the threads that start now.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.cluster = SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
+            self.cluster = SpecCluster(workers, scheduler, security=self.security, silence_logs=logging.CRITICAL)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def close(self) -> None:
-        self.cluster.close(timeout=10)
+        try:
+            self.cluster.close(timeout=10)
+        finally:
+            self._environment.close()
 
 
 def own_workers(count: int, gpus: Sequence[str]) -> dict[str, dict[str, Any]]:

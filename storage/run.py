@@ -55,6 +55,10 @@ class RunError(Exception):
     """The run folder cannot be used: the sentence says why and what to do."""
 
 
+class RunBusy(RunError):
+    """Another process works on the run."""
+
+
 class DamagedFile(RunError):
     """A file of the run folder cannot be read; repeating the run's command writes it again."""
 
@@ -221,7 +225,7 @@ def make_folder(folder: Path, option: str) -> None:
 
 
 def lock_folder(folder: Path, option: str) -> IO[bytes]:
-    """Take a folder for this process; the system releases the lock of a process that died. Raises RunError if another works there.
+    """Take a folder for this process; the system releases the lock of a process that died. Raises RunBusy if another works there.
 
     The lock is advisory (flock). On NFS it holds between machines from version 4 on, or with its lock daemon; where the file system
     has no locks, a line on stderr says so and the run goes on. `option` as for `check_writable`.
@@ -233,7 +237,7 @@ def lock_folder(folder: Path, option: str) -> IO[bytes]:
         file.seek(0)
         holder = file.read(200).decode(errors="replace") or "another process"
         file.close()
-        raise RunError(f"{folder}: another process is working on this run ({holder}); wait for it or choose another {option}") from None
+        raise RunBusy(f"{folder}: another process is working on this run ({holder}); wait for it or choose another {option}") from None
     except OSError as error:
         print(
             f"e4s: {folder}: this file system has no locks ({error.strerror}); see to it that only one process works on this run",

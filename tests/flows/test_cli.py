@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import errno
 import json
+import os
 import shutil
 import struct
 import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from flows.cli import main
 from flows.progress import Lines, _Rate
 from flows.server import prefect_api
 from storage.codec import encode_png
 from storage.files import Files
-from storage.run import Row, RunFolder
+from storage.run import Row, RunFolder, unlock
 from storage.store import Store
 
+ROOT = Path(__file__).parents[2]
 Text = pytest.CaptureFixture[str]
 
 
@@ -32,10 +37,8 @@ Text = pytest.CaptureFixture[str]
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server that runs already, as a user's would: every command here uses it through PREFECT_API_URL."""
     folder = tmp_path_factory.mktemp("prefect")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(folder))
-        with prefect_api(folder / "prefect.log") as url:
-            yield url
+    with prefect_api(folder / "prefect.log", patience=900, server_home=folder) as url:
+        yield url
 
 
 def write_csv(path: Path, rows: list[tuple[object, ...]]) -> str:
@@ -228,18 +231,22 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert [row.status for row in RunFolder(run).read_rows()] == ["done"] * 3
 
 
+def found(server: str, what: str) -> list[dict[str, Any]]:
+    """All that a server has of a kind, the oldest first."""
+    key = base64.b64encode(os.environ["PREFECT_API_AUTH_STRING"].encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {key}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{server}/{what}/filter", b"{}", headers)) as answer:
+        return sorted(json.load(answer), key=lambda one: str(one["created"]))
+
+
 def artifacts(server: str, flow_run: str = "") -> list[tuple[str, str, object]]:
     """(key, kind, data) of the artifacts that a server has, of one flow run if it is named."""
-    ask = urllib.request.Request(f"{server}/artifacts/filter", b"{}", {"Content-Type": "application/json"})
-    with urllib.request.urlopen(ask) as answer:
-        return [(one["key"], one["type"], one["data"]) for one in json.load(answer) if flow_run in ("", one["flow_run_id"])]
+    return [(one["key"], one["type"], one["data"]) for one in found(server, "artifacts") if flow_run in ("", one["flow_run_id"])]
 
 
 def test_the_running_server_has_seen_the_flows(running_server: str, people_folder: Path, tmp_path: Path) -> None:
     def runs() -> list[dict[str, str]]:
-        ask = urllib.request.Request(f"{running_server}/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
-        with urllib.request.urlopen(ask) as answer:
-            return list(json.load(answer))
+        return found(running_server, "flow_runs")
 
     before = len(runs())
     assert pairs(str(people_folder), tmp_path / "run") == 0
@@ -256,6 +263,26 @@ def test_the_running_server_shows_what_failed(running_server: str, people: list[
     (table,) = [data for key, kind, data in artifacts(running_server) if (key, kind) == ("failed-bad-run", "table")]
     (row,) = json.loads(str(table))
     assert (row["pair"], row["stage"], row["attempts"], row["quarantined"]) == ("blank", "align", 1, False)
+    state = found(running_server, "flow_runs")[-1]["state"]  # that no pair could be done is no success
+    assert (state["type"], state["message"]) == ("FAILED", "Flow run encountered an exception: AllFailed: 1 of 1 pair failed")
+    some = write_csv(tmp_path / "some.csv", [("id", "source", "target"), ("blank", "blank.png", people[0]), ("good", people[1], people[0])])
+    assert pairs(some, tmp_path / "Some") == 2
+    state = found(running_server, "flow_runs")[-1]["state"]
+    assert (state["type"], state["message"]) == ("COMPLETED", "1 of 2 pairs failed")
+
+
+def test_a_scheduled_run_is_left_out_while_another_is_at_work(running_server: str, people_folder: Path, tmp_path: Path) -> None:
+    """The run folder's lock decides, which the system releases with its process: no slot of Prefect's, which a power loss keeps."""
+    from flows.pairs import pairs as pairs_flow
+
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    lock = folder.lock()
+    state = pairs_flow(str(people_folder), str(folder.path), profile="fast", device="cpu", return_state=True)
+    assert (state.type.value, "another process is working on this run" in str(state.message)) == ("CANCELLED", True)
+    unlock(lock)
+    assert found(running_server, "flow_runs")[-1]["state"]["type"] == "CANCELLED"
+    assert "concurrency_limit" not in json.dumps(yaml.safe_load((ROOT / "prefect.yaml").read_text()))
 
 
 def test_a_server_that_does_not_answer(people_folder: Path, tmp_path: Path, capsys: Text, monkeypatch: pytest.MonkeyPatch) -> None:

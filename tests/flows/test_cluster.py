@@ -450,7 +450,6 @@ def test_ctrl_c_in_a_terminal_is_said_once(inputs: tuple[str, str], tmp_path: Pa
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "pairs", inputs[0], *options, "--set", "swap.seconds=2.0"],
         cwd=ROOT,
-        env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -458,7 +458,6 @@ with prefect_api(Path(sys.argv[2]) / "prefect.log"):
 @pytest.mark.slow  # a server of its own
 def test_inside_a_flow_every_network_and_chunk_is_a_task(people: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run_of(tmp_path / "run", ring(people[:2], 0), tmp_path / "store")
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     command = [sys.executable, "-c", IN_A_FLOW, str(folder.path), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

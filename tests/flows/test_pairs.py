@@ -187,12 +187,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(finished: tuple[Pat
     run = tmp_path / "interrupted"
     arguments = ["pairs", str(people_folder), "--run", str(run), "--profile", "fast", "--device", "cpu", "--chunk", "1"]
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    environment = {**os.environ, "E4S_HOME": os.environ.get("E4S_HOME", ""), "PREFECT_HOME": str(tmp_path / "prefect")}
-    if not environment["E4S_HOME"]:
-        del environment["E4S_HOME"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_interrupts
-    )
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_interrupts)
     log = run / "log.jsonl"
     deadline = time.monotonic() + 300
     while not (log.exists() and '"event": "chunk"' in log.read_text()) and time.monotonic() < deadline and process.poll() is None:
@@ -205,7 +200,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(finished: tuple[Pat
     statuses = [row.status for row in RunFolder(run).read_rows()]
     assert "done" in statuses
     assert "left" in statuses
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr
     assert digests(run) == digests(finished[0])
     assert (run / "report/index.html").stat().st_size > 100_000

@@ -368,7 +368,6 @@ def test_what_is_wrong_with_the_whole_is_said_at_once(
 def test_the_command_runs_the_flow_and_says_what_came_of_it(
     finished: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))  # of the run's own server
     run = tmp_path / "run"
     command = ["videos", str(films / "videos.csv"), "--run", str(run), "--profile", "fast", "--device", "cpu", "--stage", "swap=composite"]
     command += ["--codec", "ffv1", "--pixel-format", "same", "--threads", "1", "--store", str(finished / "store")]
