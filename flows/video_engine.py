@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from e4s_models.weights import WeightsError
-from flows.engine import CRASHES_IN_A_ROW, THIS_PROCESS, Summary, require_weights
+from flows.engine import THIS_PROCESS, Summary, require_weights
 from flows.video_plan import VideoPlan
 from flows.video_segments import Segment, Tuning
 from flows.video_steps import Hands, Here, Step, Told, VideoCall, direct_call
@@ -34,7 +34,6 @@ from flows.video_units import (
     SWAPPED,
     Detecting,
     Probing,
-    ProgramError,
     SourceSide,
     Tables,
     Tracking,
@@ -47,7 +46,7 @@ from storage.store import Artifact, Damaged, StoreError
 from storage.video_run import FRAME_SCHEMA, VideoRow
 from tasks.frame import hash_file
 from tasks.graph import UsageError
-from tasks.runner import DiskFull, failure
+from tasks.runner import DiskFull, crash_sentence, failure
 from tasks.stage import Array
 from tasks.video_pass import ID_NETWORK, Way, detect_ranges, time_of
 from tasks.video_write import check_encoder, chunk_ranges, join, remux
@@ -71,6 +70,14 @@ class StepFailed(Exception):
         super().__init__(reason)
         self.stage, self.reason = stage, reason
         self.remembered = remembered  # known from an earlier attempt: nothing was tried
+
+
+class StepCrashed(StepFailed):
+    """A program error stopped a step of a video: its traceback, and whether that is no video's fault."""
+
+    def __init__(self, stage: str, where: str, crash: str, broken: bool = False) -> None:
+        super().__init__(stage, f"{where}: {crash_sentence(crash)}" if where else crash_sentence(crash))
+        self.crash, self.broken = crash, broken
 
 
 def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: None, call: VideoCall = direct_call) -> Summary:
@@ -131,7 +138,6 @@ class _Work:
         self._making: set[str] = set()  # keys of units under way
         self._made: set[str] = set()  # keys of units that came back: what one video needed, another one may need, too
         self._numbers = count()
-        self._crashes = 0
         self._enough = False
 
     def through(self, hands: Hands) -> None:
@@ -238,7 +244,6 @@ class _Work:
     def _go_on(self, video: Video) -> None:
         """Until the video has steps again, or its end."""
         row, folder = video.row, self.plan.folder
-        crash = ""
         try:
             while not video.ready:
                 video.ready.extend(next(video.steps))
@@ -249,21 +254,29 @@ class _Work:
         except StopIteration:
             pass
         except StepFailed as failed:
-            row.status, row.stage, row.reason = "failed", failed.stage, failed.reason
-            if not failed.remembered:
-                self.plan.attempts.add([row])
-            folder.append_log("failed", chunk=video.number, item=row.id, stage=row.stage, reason=row.reason, attempt=row.attempts)
+            self._fail(video, failed)
         except (DiskFull, StoreError, UsageError, WeightsError, OSError):
             raise  # no fault of the program: the run stops with the sentence
-        except Exception as error:
-            crash = self.summary.crash = str(error) if isinstance(error, ProgramError) else traceback.format_exc()
-            folder.append_log("crash", chunk=video.number, item=row.id, traceback=crash)
-            print(f"e4s: video {row.id} was stopped by a program error:\n{crash}", file=sys.stderr)
+        except Exception:
+            self._fail(video, StepCrashed(video.passing, "", traceback.format_exc()))
         self._videos.remove(video)
         folder.append_log("chunk", chunk=video.number, items=1, done=int(row.status == "done"), failed=int(row.status == "failed"))
         folder.write_rows(self.plan.rows.values())
-        self._crashes = self._crashes + 1 if crash else 0
-        self._enough = self._crashes == CRASHES_IN_A_ROW or (self.plan.request.fail_fast and row.status == "failed")
+        self._enough = bool(self.summary.crash) or (self.plan.request.fail_fast and row.status == "failed")
+
+    def _fail(self, video: Video, failed: StepFailed) -> None:
+        """Write down why a video failed. A program error is a failed attempt as any other, unless it is no video's fault."""
+        row, folder = video.row, self.plan.folder
+        if isinstance(failed, StepCrashed):
+            folder.append_log("crash", chunk=video.number, item=row.id, stage=failed.stage, traceback=failed.crash)
+            if failed.broken:
+                self.summary.crash = failed.crash
+                print(f"e4s: no video's fault: the run ends: {failed.stage}: {failed.reason}", file=sys.stderr)
+                return
+        row.status, row.stage, row.reason = "failed", failed.stage, failed.reason
+        if not failed.remembered:
+            self.plan.attempts.add([row])
+        folder.append_log("failed", chunk=video.number, item=row.id, stage=row.stage, reason=row.reason, attempt=row.attempts)
 
 
 @dataclass
@@ -478,11 +491,12 @@ class Video:
 
 
 def _raise(steps: Sequence[Step]) -> None:
-    """Raise what went wrong with steps: ProgramError or StepFailed, or Damaged where nothing else did."""
+    """Raise what went wrong with steps: StepCrashed or StepFailed, or Damaged where nothing else did."""
     for step in sorted(steps, key=lambda step: step.result.damaged is not None):
         result = step.result
         if result.crash:
-            raise ProgramError(result.crash)
+            where = step.part.removeprefix(step.video.row.id).strip()
+            raise StepCrashed(result.stage or step.name, where, result.crash, result.broken)
         if result.reason:
             raise StepFailed(result.stage, result.reason, remembered=step.unit is not None and not result.computed)
         if result.damaged:

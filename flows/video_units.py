@@ -81,7 +81,8 @@ class UnitResult:
     damaged: tuple[Artifact, str] | None = None  # something it reads, which others must make again, and the sentence
     stage: str = ""  # where it failed
     reason: str = ""
-    crash: str = ""  # traceback of a program error
+    crash: str = ""  # traceback of a program error; `stage` says where
+    broken: bool = False  # by something that is no video's fault: a model that cannot be loaded
     place: str = ""  # name of the worker process, where there are several
 
     @property
@@ -94,6 +95,7 @@ class UnitResult:
         for node, count in chunk.computed.items():
             self.add(node, count, chunk.seconds[node])
         if chunk.crash:
+            self.stage, self.broken = chunk.crash_node, chunk.broken
             raise ProgramError(chunk.crash)
 
     def add(self, name: str, count: int, seconds: float) -> None:
