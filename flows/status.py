@@ -25,7 +25,7 @@ FOLLOW_EVERY = 1.0  # s between looks at a run
 
 _TAKEN = ("begin", "start", "pass", "stage", "failed", "chunk", "end")  # events that say how a run stands
 _NODES = tuple(node.name for node in PAIR_NODES)
-_ORDER = ("probe", "source", *(f"{node} (source)" for node in _NODES), "detect", "track", *_NODES, "segment", "join", "remux")
+_ORDER = ("probe", "sound", "source", *(f"{node} (source)" for node in _NODES), "detect", "track", *_NODES, "segment", "join", "remux")
 """Rows of the table as items and videos go through them."""
 
 

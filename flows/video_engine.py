@@ -34,6 +34,7 @@ from flows.video_units import (
     SWAPPED,
     Detecting,
     Probing,
+    Sounding,
     SourceSide,
     Tables,
     Tracking,
@@ -47,9 +48,10 @@ from storage.video_run import FRAME_SCHEMA, VideoRow
 from tasks.frame import hash_file
 from tasks.graph import UsageError
 from tasks.runner import DiskFull, crash_sentence, failure
-from tasks.stage import Array
+from tasks.stage import Array, ItemError
 from tasks.video_pass import ID_NETWORK, Way, detect_ranges, time_of
-from tasks.video_write import check_encoder, chunk_ranges, join, remux
+from tasks.video_sound import Sound
+from tasks.video_write import check_encoder, chunk_ranges, copies_video, deliver, join, remux
 
 if TYPE_CHECKING:
     from tasks.video import FrameTable
@@ -324,6 +326,7 @@ class Video:
         self.behind = 0  # of them, behind the running pass
         self.shares: dict[int, float] = {}  # frames of units under way that are done, by the units' numbers
         self._source_keys: Sequence[str] = ()
+        self._notes: list[str] = []  # what is to be known of the output
         self._looked_up: set[str] = set()  # keys that another video came back with
 
     def equipped(self, unit: Unit) -> Unit:
@@ -357,10 +360,19 @@ class Video:
                 self.shelf.damaged(damaged)
 
     def _passes(self) -> Steps:
-        plan, row = self.plan, self.row
+        plan, row, output = self.plan, self.row, self.plan.configs.output
         (probed,) = yield from self._make([Probing(number=self._number(), row=row, key=plan.probe_key(row))])
         table = self._tables.table(probed)
         row.frames, row.repaired, row.damaged, self.length = len(table), table.repaired, table.damaged, len(table)
+        try:
+            delivery = deliver(table, output)
+            copied = deliver(table, output, copied=True) if copies_video(table) else None
+        except ItemError as error:
+            raise StepFailed("probe", str(error)) from None
+        sound = None
+        if tracks := tuple(track.index for track in delivery.converted):
+            unit = Sounding(number=self._number(), row=row, key=plan.sound_key(row, tracks), table=probed, tracks=tracks)
+            (sound,) = yield from self._make([unit])
         yield from self._source_side()
         ranges = detect_ranges(len(table))
         keys = [plan.detect_key(row, *range_) for range_ in ranges]
@@ -374,15 +386,18 @@ class Video:
         (tracked,) = yield from self._make([course])
         way = self._tables.way(tracked)
         row.shots = int(way.cut.sum())
-        if not way.with_face.any():
-            row.note = "no face was found: the output is the input, packet by packet"
-            output = yield from self._write("remux", lambda: remux(table, row.video, self._output))
-            self._finish(table, way, np.zeros(len(table), np.uint8), {}, output)
+        shows_face = bool(way.with_face.any())
+        if not shows_face and copied:
+            self._notes = ["no face was found: the output is the input, packet by packet", *copied.notes]
+            written = yield from self._write("remux", lambda: remux(table, row.video, self._output, output, self._sound(tracks, sound)))
+            self._finish(table, way, np.zeros(len(table), np.uint8), {}, written)
             return
+        again = f"no face was found: the video is encoded again, since {table.codec} can be copied neither into MP4 nor into Matroska"
+        self._notes = [*([] if shows_face else [again]), *delivery.notes]
         tuned = None
-        if key := plan.tuning_key(row, tracked.key):
+        if shows_face and (key := plan.tuning_key(row, tracked.key)):
             (tuned,) = yield from self._make([Tuning(number=self._number(), row=row, key=key, table=probed, way=tracked, source={})])
-        groups = chunk_ranges(len(table), 1, plan.configs.output)
+        groups = chunk_ranges(len(table), 1, output)
         segments = [
             Segment(
                 number=self._number(),
@@ -401,8 +416,8 @@ class Video:
         made = yield from self._make(segments, facts)
         states, reasons = self._frames(segments, facts)
         fault_point("before-join")
-        output = yield from self._write("join", lambda: self._join(table, made))
-        self._finish(table, way, states, reasons, output)
+        written = yield from self._write("join", lambda: self._join(table, made, self._sound(tracks, sound)))
+        self._finish(table, way, states, reasons, written)
 
     def _number(self) -> int:
         return next(self._numbers)
@@ -464,7 +479,7 @@ class Video:
             found = json.loads(facts[unit.key]["reasons"].tobytes())
             reasons |= {unit.start + int(frame): reason for frame, reason in found.items()}
         states = np.concatenate([facts[unit.key]["state"] for unit in segments])
-        if not (states == SWAPPED).any():
+        if reasons and not (states == SWAPPED).any():
             (stage, reason), _ = Counter(map(tuple, reasons.values())).most_common(1)[0]
             raise StepFailed(stage, f"no frame could be swapped: {reason}")
         return states, reasons
@@ -473,11 +488,15 @@ class Video:
     def _output(self) -> Path:
         return self.plan.folder.outputs / f"{self.row.id}.out"  # its container gives the suffix
 
-    def _join(self, table: FrameTable, made: Sequence[Artifact]) -> Path:
+    def _sound(self, tracks: Sequence[int], made: Artifact | None) -> Sound | None:
+        """The converted tracks. Raises Damaged."""
+        return Sound(tuple(tracks), self.plan.store.read(made, "sound").tobytes()) if made else None
+
+    def _join(self, table: FrameTable, made: Sequence[Artifact], sound: Sound | None) -> Path:
         for unfinished in self._output.parent.glob(f".{self.row.id}.*.tmp"):  # of a killed run; this one has the folder's lock
             unfinished.unlink()
         segments = (self.plan.store.read(artifact, "segment").tobytes() for artifact in made)
-        return join(table, self.row.video, segments, self._output, self.plan.configs.output)
+        return join(table, self.row.video, segments, self._output, self.plan.configs.output, sound)
 
     def _finish(self, table: FrameTable, way: Way, state: Array, reasons: Mapping[int, Sequence[str]], output: Path) -> None:
         row, folder = self.row, self.plan.folder
@@ -486,8 +505,8 @@ class Video:
         row.output, row.output_size = str(output.relative_to(folder.path)), output.stat().st_size
         row.output_sha256 = hash_file(str(output))
         row.status, row.stage, row.reason = "done", "", ""
-        if table.dropped:
-            row.note = "; ".join(filter(None, (row.note, f"left out: {', '.join(table.dropped)}")))
+        left_out = [f"left out: {', '.join(table.dropped)}"] if table.dropped else []
+        row.note = "; ".join([*self._notes, *left_out])
 
 
 def _raise(steps: Sequence[Step]) -> None:

@@ -321,6 +321,22 @@ class Probing(Unit):
         return {"table": np.frombuffer(buffer.getvalue(), np.uint8)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sounding(Unit):
+    """Sound tracks that the output's container does not take, as AAC."""
+
+    name: ClassVar[str] = "sound"
+    table: Artifact
+    tracks: Sequence[int]  # indices
+
+    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+        from tasks.video_sound import convert_sound
+
+        table = desk.tables.table(self.table)
+        sound = convert_sound(self.row.video, table, [track for track in table.tracks if track.index in self.tracks])
+        return {"sound": np.frombuffer(sound.data, np.uint8)}
+
+
 def changed(path: str) -> str:
     return f"{path} was changed while running: leave the inputs alone during a run and start it again."
 

@@ -11,12 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.cheap import make_inputs
+from benchmarks.poisoned import BLEND, CLIPS, VIDEO_CULPRITS, make_videos
 from flows.engine import Summary, execute
 from flows.plan import Request, make_plan
 from flows.progress import Lines
+from flows.status import print_status
+from flows.video_engine import execute_videos
+from flows.video_plan import VideoRequest, make_video_plan
 from storage.codec import encode_png
 from storage.run import RunFolder
+from storage.video_run import VideoRunFolder
+from tasks.video import probe
 
+FRAMES = 4  # of each video
 CULPRIT = 4  # row of the pair whose target makes `align` raise
 
 
@@ -89,3 +96,41 @@ def test_a_model_that_cannot_be_loaded_is_no_items_fault(
     assert "RuntimeError: the device is gone" in summary.crash
     assert (summary.left, summary.exit_code) == (10, 1)
     assert not any(row.attempts for row in RunFolder(tmp_path / "run").read_rows())
+
+
+def test_six_videos_of_which_one_makes_a_stage_raise(people: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """First on Dask, then, where nothing but the culprit is left, in this process."""
+    run = tmp_path / "run"
+    manifest = make_videos(tmp_path / "films", people[1], FRAMES)
+    settings: dict[str, Any] = {"profile": "fast", "device": "cpu", "stages": ("swap=composite", BLEND), "threads": 1}
+    cheap = ("align.side=160", "parse.side=160", "output.preset=ultrafast")
+    found = []
+    for dask in ("local:1", ""):
+        plan = make_video_plan(VideoRequest(manifest=str(manifest), run=str(run), changes=cheap, dask=dask, **settings))
+        try:
+            found.append(execute_videos(plan))
+        finally:
+            plan.close()
+    for attempt, summary in enumerate(found, 1):
+        assert (summary.done, summary.failed, summary.left, summary.exit_code) == (5, 1, 0, 2), attempt
+    assert found[1].computed["segment"] == 1  # the culprit's
+    assert not found[1].computed.keys() & {"probe", "sound", "detect", "track", "align", "blend", "inpaint"}
+    folder = VideoRunFolder(run)
+    rows = {row.id: row for row in folder.read_rows()}
+    assert (rows["green"].status, rows["green"].stage, rows["green"].attempts) == ("failed", "blend", 2)
+    assert rows["green"].reason.startswith(f"frames 0-{FRAMES - 1}: program error: ZeroDivisionError: a poisoned picture")
+    crashes = [(event["item"], event["stage"]) for event in folder.read_log() if event["event"] == "crash"]
+    assert crashes == [(VIDEO_CULPRITS[0], "blend")] * 2
+    for name, clip in CLIPS.items():
+        row = rows[Path(name).stem]
+        if row.id in VIDEO_CULPRITS:
+            continue
+        assert (row.swapped, row.passed) == ((FRAMES, 0) if clip.shows == "person" else (0, FRAMES))
+        output = probe(str(run / row.output))
+        assert (len(output), output.codec, Path(row.output).suffix) == (FRAMES, "h264", ".mp4")
+        assert [track.codec for track in output.tracks] == ["mp3float" if clip.sound == "mp3" else "aac"]
+        again = f"no face was found: the video is encoded again, since {clip.codec} can be copied neither"
+        assert (again in row.note) == (clip.shows == "nobody")
+        assert (f"sound converted to AAC: {clip.sound} cannot be copied into Matroska" in row.note) == (clip.sound not in ("aac", "mp3"))
+    assert print_status(str(run)) == 2
+    assert "1 video with the note: sound converted to AAC: pcm_alaw cannot be copied into Matroska" in capsys.readouterr().out
