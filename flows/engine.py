@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from e4s_models.weights import WeightsError, remedies, weight_path
 from flows.journal import Logged
 from flows.plan import Plan, export, record
+from flows.room import check_pair_room
 from storage.faults import fault_point
 from storage.run import BaseRow, Row, RunFiles
 from storage.store import Artifact, Damaged
@@ -191,10 +192,12 @@ def execute(plan: Plan, progress: Progress, call: StageCall = direct_call) -> Su
     """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
 
     `call(chunk, node, work)` runs one stage on one chunk. Raises WeightsError, and UsageError for a cluster that is not there, before
-    anything is done; UsageError, StoreError, DiskFull and
+    anything is done, RunError where there is no room; UsageError, StoreError, DiskFull and
     KeyboardInterrupt after the manifest was written.
     """
     check_weights(plan)
+    if plan.todo:
+        check_pair_room(plan)
     summary = Summary(0, 0, 0)
     folder = plan.folder
     progress = Logged(progress, folder)

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from e4s_models.weights import WeightsError
 from flows.engine import THIS_PROCESS, Summary, require_weights
+from flows.room import VIDEO_BYTES, blocked_places, lacking_room
 from flows.video_plan import VideoPlan
 from flows.video_segments import Segment, Tuning
 from flows.video_steps import Hands, Here, Step, Told, VideoCall, direct_call
@@ -43,6 +44,7 @@ from flows.video_units import (
     source_item,
 )
 from storage.faults import fault_point
+from storage.run import check_writable
 from storage.store import Artifact, Damaged, StoreError
 from storage.video_run import FRAME_SCHEMA, VideoRow
 from tasks.frame import hash_file
@@ -92,6 +94,7 @@ def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: N
         require_weights([*plan.graph.weights(), ID_NETWORK])
     if plan.todo:
         check_encoder(plan.configs.output)
+        check_writable(plan.folder.path / "frames", "--run")
     summary, folder = Summary(0, 0, 0), plan.folder
     work = _Work(plan, frames, summary)
     with closing(make_hands(plan, work.tables, call, work)) if plan.todo else nullcontext() as hands:
@@ -369,6 +372,7 @@ class Video:
             copied = deliver(table, output, copied=True) if copies_video(table) else None
         except ItemError as error:
             raise StepFailed("probe", str(error)) from None
+        self._check_room(table)
         sound = None
         if tracks := tuple(track.index for track in delivery.converted):
             unit = Sounding(number=self._number(), row=row, key=plan.sound_key(row, tracks), table=probed, tracks=tracks)
@@ -487,6 +491,16 @@ class Video:
     @property
     def _output(self) -> Path:
         return self.plan.folder.outputs / f"{self.row.id}.out"  # its container gives the suffix
+
+    def _check_room(self, table: FrameTable) -> None:
+        """Raise StepFailed if the video's files have no room or no place."""
+        plan, row = self.plan, self.row
+        outputs = [plan.folder.outputs / f"{row.id}.{kind}" for kind in ("mp4", "mkv")]
+        if blocked := blocked_places({row.id: [*outputs, plan.folder.frames_file(row.id)]}):
+            raise StepFailed("output", blocked[row.id])
+        size = VIDEO_BYTES * table.width * table.height * len(table)
+        if problem := lacking_room(plan.folder, plan.store, size, 0):
+            raise StepFailed("output", problem)
 
     def _sound(self, tracks: Sequence[int], made: Artifact | None) -> Sound | None:
         """The converted tracks. Raises Damaged."""

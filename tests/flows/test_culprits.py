@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from flows.status import print_status
 from flows.video_engine import execute_videos
 from flows.video_plan import VideoRequest, make_video_plan
 from storage.codec import encode_png
-from storage.run import RunFolder
+from storage.run import RunError, RunFolder
 from storage.video_run import VideoRunFolder
 from tasks.video import probe
 
@@ -134,3 +135,35 @@ def test_six_videos_of_which_one_makes_a_stage_raise(people: list[Path], tmp_pat
         assert (f"sound converted to AAC: {clip.sound} cannot be copied into Matroska" in row.note) == (clip.sound not in ("aac", "mp3"))
     assert print_status(str(run)) == 2
     assert "1 video with the note: sound converted to AAC: pcm_alaw cannot be copied into Matroska" in capsys.readouterr().out
+
+
+def test_room_and_places_are_looked_at_before_the_work(
+    poisoned: tuple[str, str], people: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    (run / "outputs/000001.png").mkdir(parents=True)
+    summary = carry_out(poisoned, run)
+    row = RunFolder(run).read_rows()[1]
+    assert (summary.done, summary.failed, row.stage) == (8, 2, "output")
+    assert row.reason == f"a folder stands where {run}/outputs/000001.png would be written: move it away"
+    assert row.attempts == 0  # nothing was tried
+    (run / "outputs/000001.png").rmdir()
+    monkeypatch.setattr("flows.room.shutil.disk_usage", lambda path: SimpleNamespace(free=50))
+    with pytest.raises(RunError, match=r"run: at least 0.205 kB are needed for what is left, 0.05 kB are free; free some"):
+        carry_out(poisoned, run)
+    assert not any(event["event"] == "start" for event in RunFolder(run).read_log()[-3:])
+    monkeypatch.undo()
+    assert carry_out(poisoned, run).done == 9
+    make_videos(tmp_path / "films", people[0], 2)
+    (tmp_path / "films/one.csv").write_text(f"source,video\n{people[0]},wmv.wmv\n")
+    (tmp_path / "films_run/frames/000000.parquet").mkdir(parents=True)
+    wanted = VideoRequest(manifest=str(tmp_path / "films/one.csv"), run=str(tmp_path / "films_run"), profile="fast", device="cpu")
+    plan = make_video_plan(wanted)
+    try:
+        assert execute_videos(plan).computed == {"probe": 1}
+    finally:
+        plan.close()
+    assert (plan.rows["000000"].stage, plan.rows["000000"].reason.split(" would")[0]) == (
+        "output",
+        f"a folder stands where {tmp_path}/films_run/frames/000000.parquet",
+    )
