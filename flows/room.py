@@ -19,7 +19,7 @@ from storage.store import Store
 
 PNG_BYTES = 0.8  # per px of a result; photographs take about 1.7
 KEPT_BYTES = 0.4  # per px of an aligned crop, of one stage's artifact
-VIDEO_BYTES = 0.004  # per px of a frame in an encoded video; at quality 18 it is rather 0.02
+VIDEO_BYTES = 0.002  # per px of a frame in an encoded video; at quality 18 it is rather 0.02
 
 
 def check_pair_room(plan: Plan) -> None:

@@ -73,7 +73,7 @@ class StepFailed(Exception):
     def __init__(self, stage: str, reason: str, remembered: bool = False) -> None:
         super().__init__(reason)
         self.stage, self.reason = stage, reason
-        self.remembered = remembered  # known from an earlier attempt: nothing was tried
+        self.remembered = remembered  # known without trying, as from an earlier attempt: no attempt is counted
 
 
 class StepCrashed(StepFailed):
@@ -371,7 +371,7 @@ class Video:
             delivery = deliver(table, output)
             copied = deliver(table, output, copied=True) if copies_video(table) else None
         except ItemError as error:
-            raise StepFailed("probe", str(error)) from None
+            raise StepFailed("probe", str(error), remembered=True) from None
         self._check_room(table)
         sound = None
         if tracks := tuple(track.index for track in delivery.converted):
@@ -497,10 +497,10 @@ class Video:
         plan, row = self.plan, self.row
         outputs = [plan.folder.outputs / f"{row.id}.{kind}" for kind in ("mp4", "mkv")]
         if blocked := blocked_places({row.id: [*outputs, plan.folder.frames_file(row.id)]}):
-            raise StepFailed("output", blocked[row.id])
+            raise StepFailed("output", blocked[row.id], remembered=True)
         size = VIDEO_BYTES * table.width * table.height * len(table)
         if problem := lacking_room(plan.folder, plan.store, size, 0):
-            raise StepFailed("output", problem)
+            raise StepFailed("output", problem, remembered=True)
 
     def _sound(self, tracks: Sequence[int], made: Artifact | None) -> Sound | None:
         """The converted tracks. Raises Damaged."""

@@ -22,7 +22,18 @@ from tasks.graph import UsageError
 from tasks.planes import PlanarFrame, paste_patch
 from tasks.stage import ItemError, PassingError
 from tasks.video import FrameTable, ProbeConfig, probe, read_frames, repair_times, table_digest
-from tasks.video_write import EncodeConfig, check_encoder, chunk_ranges, deliver, encode_chunk, encode_group, join, output_container, remux
+from tasks.video_write import (
+    EncodeConfig,
+    check_encoder,
+    chunk_ranges,
+    copies_video,
+    deliver,
+    encode_chunk,
+    encode_group,
+    join,
+    output_container,
+    remux,
+)
 
 EXACT = EncodeConfig(codec="ffv1", pixel_format="same", gop=5)
 BROWSER = EncodeConfig(gop=5, preset="veryfast")
@@ -179,6 +190,13 @@ def test_sound_that_mp4_does_not_take_makes_it_mkv(tmp_path: Path) -> None:
     assert sounds(out) == sounds(clip)
     assert output_container(probe(str(clip)), BROWSER) == "mkv"
     assert output_container(probe(str(clip)), EXACT) == "mkv"
+
+
+def test_codecs_that_no_container_of_ours_takes(tmp_path: Path) -> None:
+    table = probe(str(make_video(tmp_path / "clip.mkv", CONSTANT)))
+    refused = ("wmv1", "wmv2", "wmv3", "flv", "h263", "huffyuv", "ffvhuff", "cinepak", "qtrle", "dvvideo")
+    taken = ("h264", "hevc", "vp8", "vp9", "mpeg4", "mpeg2video", "mjpeg", "ffv1", "theora", "prores", "libdav1d")
+    assert [codec for codec in (*refused, *taken) if not copies_video(replace(table, codec=codec))] == list(refused)
 
 
 UNCOPYABLE = {
