@@ -77,12 +77,13 @@ def test_what_crashes_again_and_again_is_quarantined_and_nothing_else_is_compute
     assert RunFolder(tmp_path / "run").read_rows()[CULPRIT].quarantined
 
 
-def test_many_culprits_stop_nothing(poisoned: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("dask", ["", "local:2"])
+def test_many_culprits_stop_nothing(dask: str, poisoned: tuple[str, str], tmp_path: Path) -> None:
     rows = pq.read_table(poisoned[0]).to_pylist()
     for row in rows[:7]:
         row["target"] = "green.png"
     pq.write_table(pa.Table.from_pylist(rows), poisoned[0])
-    summary = carry_out(poisoned, tmp_path / "run", chunk=2)
+    summary = carry_out(poisoned, tmp_path / "run", chunk=2, dask=dask)
     assert (summary.done, summary.failed, summary.left, summary.exit_code) == (3, 7, 0, 2)
 
 
