@@ -182,7 +182,7 @@ def print_status(run: str) -> int:
 def limits(rows: Iterable[BaseRow]) -> Counter[str]:
     """Count the notes of rows by kind: notes that differ in their numbers alone are of one kind."""
     notes = (note for row in rows for note in getattr(row, "note", "").split("; ") if note)
-    return Counter(re.sub(r"\d+", "N", note) for note in notes)
+    return Counter(re.sub(r"\b\d+\b", "N", note) for note in notes)
 
 
 def print_failed(run: str) -> int:

@@ -135,7 +135,7 @@ def test_six_videos_of_which_one_makes_a_stage_raise(people: list[Path], tmp_pat
         assert (again in row.note) == (clip.shows == "nobody")
         assert (f"sound converted to AAC: {clip.sound} cannot be copied into Matroska" in row.note) == (clip.sound not in ("aac", "mp3"))
     assert print_status(str(run)) == 2
-    assert "1 video with the note: sound converted to AAC: pcm_alaw cannot be copied into Matroska" in capsys.readouterr().out
+    assert "1 noted: sound converted to AAC: pcm_alaw cannot be copied into Matroska" in capsys.readouterr().out
 
 
 def test_room_and_places_are_looked_at_before_the_work(
