@@ -21,6 +21,7 @@ _COARSE_SIDE: Final = 640  # px, long side of the first copy searched; the detec
 _FINEST_SCALE: Final = 2.0  # of the frame: faces down to 40 px
 _UPRIGHT_PIXELS: Final = 16_000_000  # px of the largest copy searched upright, about 0.3 GB
 _TURNED_PIXELS: Final = 1_200_000  # px of the largest copy searched turned: seven passes
+_CANVAS_GROWTH: Final = 4.0  # times as many px as its copy a turned canvas may have; only pictures longer than 5.8 to 1 are bounded by it
 _TURNS: Final = (90, 270, 180, 45, 315, 135, 225)  # degrees; the detector itself bears about 30
 _CLEAR: Final = 0.5  # detector score; upright faces score 1 to 3, chance finds below 0.4
 _REFINE_SIDE: Final = 512  # px of the aligned crop in which landmarks are refined
@@ -90,7 +91,7 @@ class FaceDetector:
         """The faces of the turn with the clearest face; every turn is searched coarsely before one is searched finely."""
         found: dict[int, list[Detection]] = {degrees: [] for degrees in turns}
         best: list[Detection] = []
-        for scale in _scales(rgb, max_pixels):
+        for scale in _scales(rgb, turns, max_pixels):
             for degrees in turns:
                 copy = _turn(rgb, scale, degrees)
                 boxes, scores, _ = self._detector.run(copy.pixels, 0, 0.0)
@@ -121,10 +122,14 @@ def _predict(predictor: Any, rgb: npt.NDArray[Any], box: Any) -> npt.NDArray[np.
     return np.array([(point.x, point.y) for point in predictor(rgb, box).parts()], np.float64)
 
 
-def _scales(rgb: UInt8, max_pixels: int) -> Iterator[float]:
-    """Sizes of the searched copies, from coarse to fine, each twice the one before; the finest is bounded by scale and by pixels."""
+def _scales(rgb: UInt8, turns: Sequence[int], max_pixels: int) -> Iterator[float]:
+    """Sizes of the searched copies, from coarse to fine, each twice the one before.
+
+    The finest is bounded by scale, by pixels of the copy, and by pixels of the canvas on which it is turned.
+    """
     height, width = rgb.shape[:2]
-    finest = min(_FINEST_SCALE, (max_pixels / (height * width)) ** 0.5)
+    canvas = max(np.prod(_canvas(height, width, degrees), dtype=float) for degrees in turns)
+    finest = min(_FINEST_SCALE, (max_pixels / (height * width)) ** 0.5, (_CANVAS_GROWTH * max_pixels / canvas) ** 0.5)
     scale = min(1.0, _COARSE_SIDE / max(height, width), finest)
     while scale < finest * 0.99:
         yield scale
@@ -142,14 +147,19 @@ def _turn(rgb: UInt8, scale: float, degrees: int) -> _Copy:
     if degrees == 0:
         return _Copy(pixels, resized_to_frame)
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    canvas_height = ceil(round(abs(rows * cosine) + abs(columns * sine), 6))
-    canvas_width = ceil(round(abs(rows * sine) + abs(columns * cosine), 6))
+    canvas_height, canvas_width = _canvas(rows, columns, degrees)
     to_resized = np.array(((cosine, -sine, 0.0), (sine, cosine, 0.0), (0.0, 0.0, 1.0)))
     to_resized[:2, 2] = (columns - 1) / 2, (rows - 1) / 2
     to_resized[:2, 2] -= to_resized[:2, :2] @ ((canvas_width - 1) / 2, (canvas_height - 1) / 2)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     canvas = cv2.warpAffine(pixels, to_resized[:2], (canvas_width, canvas_height), flags=flags)
     return _Copy(canvas, resized_to_frame @ to_resized)
+
+
+def _canvas(rows: int, columns: int, degrees: int) -> tuple[int, int]:
+    """Return height and width px of the canvas that holds (rows, columns) px turned by `degrees`."""
+    cosine, sine = abs(np.cos(np.radians(degrees))), abs(np.sin(np.radians(degrees)))
+    return ceil(round(rows * cosine + columns * sine, 6)), ceil(round(rows * sine + columns * cosine, 6))
 
 
 def sort_faces(faces: list[Detection]) -> list[Detection]:

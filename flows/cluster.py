@@ -177,7 +177,7 @@ class Cluster:
         try:
             result: ChunkResult = self._crew.send(errand, job, again, owner=job.number)
         except Crashed as crash:
-            return replace(_empty(job.items), artifacts=found, crash=str(crash))
+            return replace(_empty(job.items), artifacts=found, crash=str(crash), crash_node=part.name)
         return replace(result, artifacts=[*found, *result.artifacts])
 
 
@@ -201,7 +201,7 @@ def _add(total: ChunkResult, result: ChunkResult, outcomes: dict[str, Outcome]) 
     total.artifacts += result.artifacts
     total.repaired += result.repaired
     total.places |= result.places
-    total.crash = result.crash
+    total.crash, total.crash_node, total.broken = result.crash, result.crash_node, result.broken
     for node, count in result.computed.items():
         total.computed[node] += count
         total.seconds[node] += result.seconds.get(node, 0.0)

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,14 +21,14 @@ from typing import Any, Protocol
 from e4s_models.weights import WeightsError, remedies, weight_path
 from flows.journal import Logged
 from flows.plan import Plan, export, record
+from flows.room import check_pair_room
 from storage.faults import fault_point
 from storage.run import BaseRow, Row, RunFiles
 from storage.store import Artifact, Damaged
-from tasks.runner import Call, ChunkJob, ChunkResult, Worker, run_chunk
+from tasks.runner import Call, ChunkJob, ChunkResult, Worker, crash_sentence, run_chunk, singles
 
 MANIFEST_EVERY = 10.0  # s between rewrites of the manifest while running
 THIS_PROCESS = f"{socket.gethostname()}:{os.getpid()}"  # the worker that the log names where there is no other
-CRASHES_IN_A_ROW = 2  # chunks stopped by a program error before the run gives up
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -57,7 +57,7 @@ class Summary:
     failed: int
     left: int
     computed: dict[str, int] = field(default_factory=dict)  # stage executions by node
-    crash: str = ""  # traceback of the last program error
+    crash: str = ""  # traceback of a program error that ended the run: no item's fault
 
     def conclude(self, folder: RunFiles[Any], rows: Iterable[BaseRow]) -> None:
         """Count the rows as they are now, and say so in the log."""
@@ -192,10 +192,12 @@ def execute(plan: Plan, progress: Progress, call: StageCall = direct_call) -> Su
     """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
 
     `call(chunk, node, work)` runs one stage on one chunk. Raises WeightsError, and UsageError for a cluster that is not there, before
-    anything is done; UsageError, StoreError, DiskFull and
+    anything is done, RunError where there is no room; UsageError, StoreError, DiskFull and
     KeyboardInterrupt after the manifest was written.
     """
     check_weights(plan)
+    if plan.todo:
+        check_pair_room(plan)
     summary = Summary(0, 0, 0)
     folder = plan.folder
     progress = Logged(progress, folder)
@@ -214,20 +216,40 @@ def execute(plan: Plan, progress: Progress, call: StageCall = direct_call) -> Su
 
 
 def _work_through(plan: Plan, progress: Progress, executor: Executor, summary: Summary) -> None:
-    due, crashes = time.monotonic() + MANIFEST_EVERY, 0
-    with closing(executor.results(plan.chunks())) as results:
-        for job, result in results:
-            _record(plan, job, result, summary)
-            progress.advance([plan.rows[outcome.id] for outcome in result.outcomes])
-            crashes = crashes + 1 if result.crash else 0
-            if crashes == CRASHES_IN_A_ROW:
-                return
-            if plan.request.fail_fast and any(outcome.reason for outcome in result.outcomes):
-                return
-            if time.monotonic() > due:
-                began = time.monotonic()
-                plan.folder.write_rows(plan.rows.values())
-                due = time.monotonic() + max(MANIFEST_EVERY, 20 * (time.monotonic() - began))  # a large manifest costs at most 5 %
+    """Carry all chunks, then the items of those that a program error stopped, one by one: the culprits fail, the others are done."""
+    due = time.monotonic() + MANIFEST_EVERY
+    number = -(-len(plan.todo) // plan.request.chunk)  # of the next job
+    jobs: Iterable[ChunkJob] = plan.chunks()
+    while True:
+        again: list[ChunkJob] = []
+        with closing(executor.results(_until(jobs, again if plan.request.fail_fast else ()))) as results:
+            for job, result in results:
+                _record(plan, job, result, summary)
+                if result.crash and result.broken:
+                    summary.crash = result.crash
+                    return
+                alone = singles(plan.graph, job, result, number) if result.crash and len(job.items) > 1 else []
+                again += alone
+                number += len(alone)
+                later = {single.items[0].id for single in alone}
+                progress.advance([plan.rows[outcome.id] for outcome in result.outcomes if outcome.id not in later])
+                if plan.request.fail_fast and any(plan.rows[outcome.id].status == "failed" for outcome in result.outcomes):
+                    return
+                if time.monotonic() > due:
+                    began = time.monotonic()
+                    plan.folder.write_rows(plan.rows.values())
+                    due = time.monotonic() + max(MANIFEST_EVERY, 20 * (time.monotonic() - began))  # a large manifest costs at most 5 %
+        if not again:
+            return
+        jobs = again
+
+
+def _until(jobs: Iterable[ChunkJob], stop: Collection[ChunkJob]) -> Iterator[ChunkJob]:
+    """The jobs, as long as there is nothing in `stop`."""
+    for job in jobs:
+        if stop:
+            return
+        yield job
 
 
 def _within(progress: Progress, items: int, share: float) -> None:
@@ -261,6 +283,8 @@ def _record(plan: Plan, job: ChunkJob, result: ChunkResult, summary: Summary) ->
                 plan.store.void(outcome.artifact)
                 print(f"e4s: pair {row.id}: {damaged}; repeat the command", file=sys.stderr)
                 plan.folder.append_log("repair", chunk=job.number, item=row.id, reason=str(damaged))
+    if result.crash:
+        _note_crash(plan, job, result)
     for node, seconds in result.seconds.items():
         plan.folder.append_log(
             "stage",
@@ -275,7 +299,21 @@ def _record(plan: Plan, job: ChunkJob, result: ChunkResult, summary: Summary) ->
     statuses = [plan.rows[outcome.id].status for outcome in result.outcomes]
     done, failed, seconds = statuses.count("done"), statuses.count("failed"), sum(result.seconds.values())
     plan.folder.append_log("chunk", chunk=job.number, items=len(job.items), done=done, failed=failed, seconds=round(seconds, 3))
-    if result.crash:
-        summary.crash = result.crash
-        plan.folder.append_log("crash", chunk=job.number, traceback=result.crash)
-        print(f"e4s: chunk {job.number} was stopped by a program error:\n{result.crash}", file=sys.stderr)
+
+
+def _note_crash(plan: Plan, job: ChunkJob, result: ChunkResult) -> None:
+    """Write down a program error; for an item that was alone it is a failed attempt."""
+    alone = len(job.items) == 1 and not result.broken
+    item = {"item": job.items[0].id} if alone else {}
+    plan.folder.append_log("crash", chunk=job.number, stage=result.crash_node, traceback=result.crash, **item)
+    sentence = crash_sentence(result.crash)
+    if not alone:
+        remedy = "no pair's fault: the run ends" if result.broken else "its pairs are tried one by one at the end"
+        print(f"e4s: chunk {job.number} was stopped in {result.crash_node}: {sentence}; {remedy}", file=sys.stderr)
+        return
+    row = plan.rows[job.items[0].id]
+    if row.status != "left":  # done or failed before the error
+        return
+    row.status, row.stage, row.reason = "failed", result.crash_node, sentence
+    plan.attempts.add([row])
+    plan.folder.append_log("failed", chunk=job.number, item=row.id, stage=row.stage, reason=row.reason, attempt=row.attempts)

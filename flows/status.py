@@ -25,7 +25,7 @@ FOLLOW_EVERY = 1.0  # s between looks at a run
 
 _TAKEN = ("begin", "start", "pass", "stage", "failed", "chunk", "end")  # events that say how a run stands
 _NODES = tuple(node.name for node in PAIR_NODES)
-_ORDER = ("probe", "source", *(f"{node} (source)" for node in _NODES), "detect", "track", *_NODES, "segment", "join", "remux")
+_ORDER = ("probe", "sound", "source", *(f"{node} (source)" for node in _NODES), "detect", "track", *_NODES, "segment", "join", "remux")
 """Rows of the table as items and videos go through them."""
 
 
@@ -182,7 +182,7 @@ def print_status(run: str) -> int:
 def limits(rows: Iterable[BaseRow]) -> Counter[str]:
     """Count the notes of rows by kind: notes that differ in their numbers alone are of one kind."""
     notes = (note for row in rows for note in getattr(row, "note", "").split("; ") if note)
-    return Counter(re.sub(r"\d+", "N", note) for note in notes)
+    return Counter(re.sub(r"\b\d+\b", "N", note) for note in notes)
 
 
 def print_failed(run: str) -> int:

@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from e4s_models.weights import WeightsError
-from flows.engine import CRASHES_IN_A_ROW, THIS_PROCESS, Summary, require_weights
+from flows.engine import THIS_PROCESS, Summary, require_weights
+from flows.room import VIDEO_BYTES, blocked_places, lacking_room
 from flows.video_plan import VideoPlan
 from flows.video_segments import Segment, Tuning
 from flows.video_steps import Hands, Here, Step, Told, VideoCall, direct_call
@@ -34,7 +35,7 @@ from flows.video_units import (
     SWAPPED,
     Detecting,
     Probing,
-    ProgramError,
+    Sounding,
     SourceSide,
     Tables,
     Tracking,
@@ -43,14 +44,16 @@ from flows.video_units import (
     source_item,
 )
 from storage.faults import fault_point
+from storage.run import check_writable
 from storage.store import Artifact, Damaged, StoreError
 from storage.video_run import FRAME_SCHEMA, VideoRow
 from tasks.frame import hash_file
 from tasks.graph import UsageError
-from tasks.runner import DiskFull, failure
-from tasks.stage import Array
+from tasks.runner import DiskFull, crash_sentence, failure
+from tasks.stage import Array, ItemError
 from tasks.video_pass import ID_NETWORK, Way, detect_ranges, time_of
-from tasks.video_write import check_encoder, chunk_ranges, join, remux
+from tasks.video_sound import Sound
+from tasks.video_write import check_encoder, chunk_ranges, copies_video, deliver, join, remux
 
 if TYPE_CHECKING:
     from tasks.video import FrameTable
@@ -70,7 +73,15 @@ class StepFailed(Exception):
     def __init__(self, stage: str, reason: str, remembered: bool = False) -> None:
         super().__init__(reason)
         self.stage, self.reason = stage, reason
-        self.remembered = remembered  # known from an earlier attempt: nothing was tried
+        self.remembered = remembered  # known without trying, as from an earlier attempt: no attempt is counted
+
+
+class StepCrashed(StepFailed):
+    """A program error stopped a step of a video: its traceback, and whether that is no video's fault."""
+
+    def __init__(self, stage: str, where: str, crash: str, broken: bool = False) -> None:
+        super().__init__(stage, f"{where}: {crash_sentence(crash)}" if where else crash_sentence(crash))
+        self.crash, self.broken = crash, broken
 
 
 def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: None, call: VideoCall = direct_call) -> Summary:
@@ -83,6 +94,7 @@ def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: N
         require_weights([*plan.graph.weights(), ID_NETWORK])
     if plan.todo:
         check_encoder(plan.configs.output)
+        check_writable(plan.folder.path / "frames", "--run")
     summary, folder = Summary(0, 0, 0), plan.folder
     work = _Work(plan, frames, summary)
     with closing(make_hands(plan, work.tables, call, work)) if plan.todo else nullcontext() as hands:
@@ -131,7 +143,6 @@ class _Work:
         self._making: set[str] = set()  # keys of units under way
         self._made: set[str] = set()  # keys of units that came back: what one video needed, another one may need, too
         self._numbers = count()
-        self._crashes = 0
         self._enough = False
 
     def through(self, hands: Hands) -> None:
@@ -238,7 +249,6 @@ class _Work:
     def _go_on(self, video: Video) -> None:
         """Until the video has steps again, or its end."""
         row, folder = video.row, self.plan.folder
-        crash = ""
         try:
             while not video.ready:
                 video.ready.extend(next(video.steps))
@@ -249,21 +259,29 @@ class _Work:
         except StopIteration:
             pass
         except StepFailed as failed:
-            row.status, row.stage, row.reason = "failed", failed.stage, failed.reason
-            if not failed.remembered:
-                self.plan.attempts.add([row])
-            folder.append_log("failed", chunk=video.number, item=row.id, stage=row.stage, reason=row.reason, attempt=row.attempts)
+            self._fail(video, failed)
         except (DiskFull, StoreError, UsageError, WeightsError, OSError):
             raise  # no fault of the program: the run stops with the sentence
-        except Exception as error:
-            crash = self.summary.crash = str(error) if isinstance(error, ProgramError) else traceback.format_exc()
-            folder.append_log("crash", chunk=video.number, item=row.id, traceback=crash)
-            print(f"e4s: video {row.id} was stopped by a program error:\n{crash}", file=sys.stderr)
+        except Exception:
+            self._fail(video, StepCrashed(video.passing, "", traceback.format_exc()))
         self._videos.remove(video)
         folder.append_log("chunk", chunk=video.number, items=1, done=int(row.status == "done"), failed=int(row.status == "failed"))
         folder.write_rows(self.plan.rows.values())
-        self._crashes = self._crashes + 1 if crash else 0
-        self._enough = self._crashes == CRASHES_IN_A_ROW or (self.plan.request.fail_fast and row.status == "failed")
+        self._enough = bool(self.summary.crash) or (self.plan.request.fail_fast and row.status == "failed")
+
+    def _fail(self, video: Video, failed: StepFailed) -> None:
+        """Write down why a video failed. A program error is a failed attempt as any other, unless it is no video's fault."""
+        row, folder = video.row, self.plan.folder
+        if isinstance(failed, StepCrashed):
+            folder.append_log("crash", chunk=video.number, item=row.id, stage=failed.stage, traceback=failed.crash)
+            if failed.broken:
+                self.summary.crash = failed.crash
+                print(f"e4s: no video's fault: the run ends: {failed.stage}: {failed.reason}", file=sys.stderr)
+                return
+        row.status, row.stage, row.reason = "failed", failed.stage, failed.reason
+        if not failed.remembered:
+            self.plan.attempts.add([row])
+        folder.append_log("failed", chunk=video.number, item=row.id, stage=row.stage, reason=row.reason, attempt=row.attempts)
 
 
 @dataclass
@@ -311,6 +329,7 @@ class Video:
         self.behind = 0  # of them, behind the running pass
         self.shares: dict[int, float] = {}  # frames of units under way that are done, by the units' numbers
         self._source_keys: Sequence[str] = ()
+        self._notes: list[str] = []  # what is to be known of the output
         self._looked_up: set[str] = set()  # keys that another video came back with
 
     def equipped(self, unit: Unit) -> Unit:
@@ -344,10 +363,20 @@ class Video:
                 self.shelf.damaged(damaged)
 
     def _passes(self) -> Steps:
-        plan, row = self.plan, self.row
+        plan, row, output = self.plan, self.row, self.plan.configs.output
         (probed,) = yield from self._make([Probing(number=self._number(), row=row, key=plan.probe_key(row))])
         table = self._tables.table(probed)
         row.frames, row.repaired, row.damaged, self.length = len(table), table.repaired, table.damaged, len(table)
+        try:
+            delivery = deliver(table, output)
+            copied = deliver(table, output, copied=True) if copies_video(table) else None
+        except ItemError as error:
+            raise StepFailed("probe", str(error), remembered=True) from None
+        self._check_room(table)
+        sound = None
+        if tracks := tuple(track.index for track in delivery.converted):
+            unit = Sounding(number=self._number(), row=row, key=plan.sound_key(row, tracks), table=probed, tracks=tracks)
+            (sound,) = yield from self._make([unit])
         yield from self._source_side()
         ranges = detect_ranges(len(table))
         keys = [plan.detect_key(row, *range_) for range_ in ranges]
@@ -361,15 +390,18 @@ class Video:
         (tracked,) = yield from self._make([course])
         way = self._tables.way(tracked)
         row.shots = int(way.cut.sum())
-        if not way.with_face.any():
-            row.note = "no face was found: the output is the input, packet by packet"
-            output = yield from self._write("remux", lambda: remux(table, row.video, self._output))
-            self._finish(table, way, np.zeros(len(table), np.uint8), {}, output)
+        shows_face = bool(way.with_face.any())
+        if not shows_face and copied:
+            self._notes = ["no face was found: the output is the input, packet by packet", *copied.notes]
+            written = yield from self._write("remux", lambda: remux(table, row.video, self._output, output, self._sound(tracks, sound)))
+            self._finish(table, way, np.zeros(len(table), np.uint8), {}, written)
             return
+        again = f"no face was found: the video is encoded again, since {table.codec} can be copied neither into MP4 nor into Matroska"
+        self._notes = [*([] if shows_face else [again]), *delivery.notes]
         tuned = None
-        if key := plan.tuning_key(row, tracked.key):
+        if shows_face and (key := plan.tuning_key(row, tracked.key)):
             (tuned,) = yield from self._make([Tuning(number=self._number(), row=row, key=key, table=probed, way=tracked, source={})])
-        groups = chunk_ranges(len(table), 1, plan.configs.output)
+        groups = chunk_ranges(len(table), 1, output)
         segments = [
             Segment(
                 number=self._number(),
@@ -388,8 +420,8 @@ class Video:
         made = yield from self._make(segments, facts)
         states, reasons = self._frames(segments, facts)
         fault_point("before-join")
-        output = yield from self._write("join", lambda: self._join(table, made))
-        self._finish(table, way, states, reasons, output)
+        written = yield from self._write("join", lambda: self._join(table, made, self._sound(tracks, sound)))
+        self._finish(table, way, states, reasons, written)
 
     def _number(self) -> int:
         return next(self._numbers)
@@ -451,7 +483,7 @@ class Video:
             found = json.loads(facts[unit.key]["reasons"].tobytes())
             reasons |= {unit.start + int(frame): reason for frame, reason in found.items()}
         states = np.concatenate([facts[unit.key]["state"] for unit in segments])
-        if not (states == SWAPPED).any():
+        if reasons and not (states == SWAPPED).any():
             (stage, reason), _ = Counter(map(tuple, reasons.values())).most_common(1)[0]
             raise StepFailed(stage, f"no frame could be swapped: {reason}")
         return states, reasons
@@ -460,11 +492,25 @@ class Video:
     def _output(self) -> Path:
         return self.plan.folder.outputs / f"{self.row.id}.out"  # its container gives the suffix
 
-    def _join(self, table: FrameTable, made: Sequence[Artifact]) -> Path:
+    def _check_room(self, table: FrameTable) -> None:
+        """Raise StepFailed if the video's files have no room or no place."""
+        plan, row = self.plan, self.row
+        outputs = [plan.folder.outputs / f"{row.id}.{kind}" for kind in ("mp4", "mkv")]
+        if blocked := blocked_places({row.id: [*outputs, plan.folder.frames_file(row.id)]}):
+            raise StepFailed("output", blocked[row.id], remembered=True)
+        size = VIDEO_BYTES * table.width * table.height * len(table)
+        if problem := lacking_room(plan.folder, plan.store, size, 0):
+            raise StepFailed("output", problem, remembered=True)
+
+    def _sound(self, tracks: Sequence[int], made: Artifact | None) -> Sound | None:
+        """The converted tracks. Raises Damaged."""
+        return Sound(tuple(tracks), self.plan.store.read(made, "sound").tobytes()) if made else None
+
+    def _join(self, table: FrameTable, made: Sequence[Artifact], sound: Sound | None) -> Path:
         for unfinished in self._output.parent.glob(f".{self.row.id}.*.tmp"):  # of a killed run; this one has the folder's lock
             unfinished.unlink()
         segments = (self.plan.store.read(artifact, "segment").tobytes() for artifact in made)
-        return join(table, self.row.video, segments, self._output, self.plan.configs.output)
+        return join(table, self.row.video, segments, self._output, self.plan.configs.output, sound)
 
     def _finish(self, table: FrameTable, way: Way, state: Array, reasons: Mapping[int, Sequence[str]], output: Path) -> None:
         row, folder = self.row, self.plan.folder
@@ -473,16 +519,17 @@ class Video:
         row.output, row.output_size = str(output.relative_to(folder.path)), output.stat().st_size
         row.output_sha256 = hash_file(str(output))
         row.status, row.stage, row.reason = "done", "", ""
-        if table.dropped:
-            row.note = "; ".join(filter(None, (row.note, f"left out: {', '.join(table.dropped)}")))
+        left_out = [f"left out: {', '.join(table.dropped)}"] if table.dropped else []
+        row.note = "; ".join([*self._notes, *left_out])
 
 
 def _raise(steps: Sequence[Step]) -> None:
-    """Raise what went wrong with steps: ProgramError or StepFailed, or Damaged where nothing else did."""
+    """Raise what went wrong with steps: StepCrashed or StepFailed, or Damaged where nothing else did."""
     for step in sorted(steps, key=lambda step: step.result.damaged is not None):
         result = step.result
         if result.crash:
-            raise ProgramError(result.crash)
+            where = step.part.removeprefix(step.video.row.id).strip()
+            raise StepCrashed(result.stage or step.name, where, result.crash, result.broken)
         if result.reason:
             raise StepFailed(result.stage, result.reason, remembered=step.unit is not None and not result.computed)
         if result.damaged:

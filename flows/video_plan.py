@@ -51,7 +51,7 @@ CONFIGS: Final[Mapping[str, type]] = {
 }
 """Settings that are no stage's, by the name in `--set NAME.SETTING=VALUE` and in a profile."""
 
-VERSIONS: Final = {"probe": 1, "detect": 1, "track": 1, "tuning": 1, "segment": 2}
+VERSIONS: Final = {"probe": 1, "sound": 1, "detect": 1, "track": 1, "tuning": 1, "segment": 2}
 """Raise one whenever the bytes of that artifact change for the same inputs and settings."""
 
 _LIBRARIES: Final = ("av", "numpy", "opencv-python-headless")
@@ -97,6 +97,11 @@ class Recipe:
     def probe_key(self, row: VideoRow) -> str:
         """Of a video's frame table."""
         return digest(["probe", self.prints["probe"], row.video_sha256])
+
+    def sound_key(self, row: VideoRow, tracks: Sequence[int]) -> str:
+        """Of sound tracks that were converted. Nothing else is made of them but the output, so that few videos need to know of it."""
+        made = [VERSIONS["sound"], library_version("av"), self.prints["probe"]]
+        return digest(["sound", made, row.video_sha256, list(tracks)])
 
     def detect_key(self, row: VideoRow, start: int, stop: int) -> str:
         """Of what was found in a stretch of frames."""
@@ -193,7 +198,7 @@ def _prints(graph: Graph, configs: Configs) -> dict[str, Any]:
         }
 
     landmarks, paste = "dlib_landmarks68", pick_backend("paste", graph.settings.backends.get("paste"))
-    output = {name: value for name, value in asdict(configs.output).items() if name != "container"}
+    output = {name: value for name, value in asdict(configs.output).items() if name not in ("container", "sound")}
     driving = {name: graph.fingerprints[name] for name in _upstream(graph, "tune")} if "tune" in graph.fingerprints else {}
     tuning = {"tuning": made("tuning", nodes=driving, config=asdict(configs.tuning), smooth=asdict(configs.smooth))} if driving else {}
     return {
@@ -299,8 +304,9 @@ def _identify(plan: VideoPlan) -> None:
                 setattr(row, f"{role}_sha256", found.sha256)
         if not row.reason:
             person_key = row.face_sha256 or int(row.face)
-            source, container = [row.source_sha256, row.source_face], plan.configs.output.container
-            row.key = digest(["video", plan.prints, source, row.video_sha256, person_key, container])
+            source, output = [row.source_sha256, row.source_face], plan.configs.output
+            sound = [output.sound] if output.sound != EncodeConfig.sound else []  # a setting that came later: keys of before stay
+            row.key = digest(["video", plan.prints, source, row.video_sha256, person_key, output.container, *sound])
 
 
 def _no_probe(path: str, max_pixels: int) -> tuple[int, int]:

@@ -81,7 +81,8 @@ class UnitResult:
     damaged: tuple[Artifact, str] | None = None  # something it reads, which others must make again, and the sentence
     stage: str = ""  # where it failed
     reason: str = ""
-    crash: str = ""  # traceback of a program error
+    crash: str = ""  # traceback of a program error; `stage` says where
+    broken: bool = False  # by something that is no video's fault: a model that cannot be loaded
     place: str = ""  # name of the worker process, where there are several
 
     @property
@@ -94,6 +95,7 @@ class UnitResult:
         for node, count in chunk.computed.items():
             self.add(node, count, chunk.seconds[node])
         if chunk.crash:
+            self.stage, self.broken = chunk.crash_node, chunk.broken
             raise ProgramError(chunk.crash)
 
     def add(self, name: str, count: int, seconds: float) -> None:
@@ -317,6 +319,22 @@ class Probing(Unit):
         buffer = io.BytesIO()
         pq.write_table(table.to_arrow(), buffer)
         return {"table": np.frombuffer(buffer.getvalue(), np.uint8)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sounding(Unit):
+    """Sound tracks that the output's container does not take, as AAC."""
+
+    name: ClassVar[str] = "sound"
+    table: Artifact
+    tracks: Sequence[int]  # indices
+
+    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+        from tasks.video_sound import convert_sound
+
+        table = desk.tables.table(self.table)
+        sound = convert_sound(self.row.video, table, [track for track in table.tracks if track.index in self.tracks])
+        return {"sound": np.frombuffer(sound.data, np.uint8)}
 
 
 def changed(path: str) -> str:

@@ -11,6 +11,7 @@ from flows.video_survey import Stand, Survey
 from flows.why import AGAIN, NEW, UNFINISHED, Reason, computed_again, nodes_above, part_changes, print_reasons, request_again, stage_changes
 from storage.video_run import VideoRow, VideoRunFolder
 from tasks.graph import Work
+from tasks.video_write import EncodeConfig
 
 _READS: Final = {
     "probe": ("video",),
@@ -69,9 +70,10 @@ class _Explained:
         self._survey = Survey(plan, [plan.rows[video] for video in plan.todo])
         videos = plan.previous.get("videos", {})
         self._changes = _pass_changes(videos["prints"], plan.prints) if videos else {}
-        container, wanted = videos.get("output", {}).get("container"), plan.configs.output.container
-        if videos and container != wanted:
-            self._changes["join"] = f"config changed: output.container {container} -> {wanted}"
+        before = {"sound": EncodeConfig.sound, **videos.get("output", {})}  # older runs do not name it
+        for name in ("sound", "container"):
+            if videos and before.get(name) != (wanted := getattr(plan.configs.output, name)):
+                self._changes["join"] = f"config changed: output.{name} {before.get(name)} -> {wanted}"
         self._node_changes = stage_changes(plan.previous.get("nodes", {}), plan.graph.fingerprints)
         self._nodes_above = nodes_above(plan.graph)
         self._sources = {(row.source_sha256, row.source_face) for row in plan.before.values() if row.key}

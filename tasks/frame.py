@@ -16,7 +16,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from tasks.stage import ItemError, PassingError
@@ -143,14 +145,18 @@ def _not_an_image(path: str, file: IO[bytes]) -> str:
 
 def _decode(data: bytes, path: str, max_pixels: int) -> Frame:
     with _open(io.BytesIO(data), path, max_pixels) as image:
-        deep = _is_deep_color(image, data)
+        if isinstance(image, Jpeg2KImageFile):
+            _check_jpeg2000(data, path)
+        deep, maximum = _is_deep_color(image, data), _ppm_maximum(image)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         image.load()  # also of deep files: OpenCV takes a file that is cut short for a whole one
         if deep:
-            return _decode_deep(data, path, orientation)
+            return _decode_deep(data, path, orientation, maximum)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            return Frame(np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=2))
+            gray, clear = np.asarray(image).astype(np.uint16), image.info.get("transparency")  # the level that is transparent
+            alpha = None if clear is None else np.where(gray == clear, 0, 65535).astype(np.uint16)
+            return Frame(np.repeat(gray[..., None], 3, axis=2), alpha)
         if image.mode in ("I", "F"):
             raise ItemError(f"{path} has 32 bits per channel: convert it to 8 or 16 bits.")
         if not image.has_transparency_data:
@@ -164,15 +170,49 @@ def _is_deep_color(image: Image.Image, data: bytes) -> bool:
     if isinstance(image, PngImageFile):
         bit_depth, color_type = data[24], data[25]  # of IHDR, always the first chunk
         return bit_depth == 16 and color_type != 0
+    if isinstance(image, Jpeg2KImageFile):
+        return len(_jpeg2000_depths(data)) > 1 and max(_jpeg2000_depths(data)) > 8
+    if isinstance(image, PpmImageFile):
+        return image.mode == "RGB" and _ppm_maximum(image) > 255
     return isinstance(image, TiffImageFile) and image.mode in ("RGB", "RGBA") and 16 in image.tag_v2[BITSPERSAMPLE]
 
 
-def _decode_deep(data: bytes, path: str, orientation: int) -> Frame:
+def _jpeg2000_depths(data: bytes) -> list[int]:
+    """Return bits per channel, negative for channels with a sign, as the codestream's SIZ marker says."""
+    size = data.index(b"\xff\x4f\xff\x51") + 2  # right behind the marker that begins the codestream
+    channels = int.from_bytes(data[size + 38 : size + 40])
+    bits = [data[size + 40 + 3 * channel] for channel in range(channels)]
+    return [-(one & 0x7F) - 1 if one & 0x80 else one + 1 for one in bits]
+
+
+def _check_jpeg2000(data: bytes, path: str) -> None:
+    """Refuse what neither decoder reads right: Pillow scales only 8 bits, OpenCV only 8 and 16. Raises ItemError."""
+    depths = _jpeg2000_depths(data)
+    if not depths or (max(depths) <= 8 and min(depths) > 0) or (set(depths) == {16} and len(depths) in (1, 3, 4)):
+        return
+    shown = [f"{abs(depth)}" for depth in depths]
+    bits = f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else shown[0]
+    sign = ", with a sign" if min(depths) < 0 else ""
+    raise ItemError(f"{path} is JPEG 2000 of {bits} bits per channel{sign}: convert it to a 16-bit PNG.")
+
+
+def _ppm_maximum(image: Image.Image) -> int:
+    """Return the value that means white in a PPM file, as long as its pixels are not loaded; 65535 for other files."""
+    if not isinstance(image, PpmImageFile):
+        return 65535
+    arguments = image.tile[0][3] if image.tile else None
+    return int(arguments[1]) if isinstance(arguments, tuple) else 255
+
+
+def _decode_deep(data: bytes, path: str, orientation: int, maximum: int) -> Frame:
+    """Decode more than 8 bits per channel by OpenCV; the file's `maximum` becomes 65535."""
     is_png = data.startswith(_PNG_SIGNATURE)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # of TIFF tags it does not know; failures are still returned
     bgr = cv2.imdecode(np.frombuffer(_png_pixel_chunks(data) if is_png else data, np.uint8), cv2.IMREAD_UNCHANGED)
     if bgr is None or bgr.dtype != np.uint16 or bgr.ndim != 3:
         raise ItemError(f"{path} is a 16-bit file of a rare kind: convert it to a 16-bit PNG.")
+    if maximum != 65535:
+        bgr = ((np.minimum(bgr, maximum).astype(np.uint32) * 65535 + maximum // 2) // maximum).astype(np.uint16)
     bgr = _upright(bgr.view(np.uint16), orientation if is_png else 1)  # (H, W, 3 or 4); OpenCV turns TIFF itself
     return Frame(np.ascontiguousarray(bgr[..., 2::-1]), np.ascontiguousarray(bgr[..., 3]) if bgr.shape[2] == 4 else None)
 

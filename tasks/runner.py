@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -80,6 +81,8 @@ class ChunkResult:
     seconds: dict[str, float]  # compute by node
     repaired: list[str]  # sentences about damaged artifacts that were computed again
     crash: str = ""  # traceback of a program error that stopped the chunk
+    crash_node: str = ""  # where
+    broken: bool = False  # by something that is no item's fault: a model that cannot be loaded
     failed: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # key -> (stage, reason), remembered failures included
     lost: list[str] = field(default_factory=list)  # keys found damaged that must be made by nodes outside the job's
     places: dict[str, str] = field(default_factory=dict)  # name of the worker process by node, where there are several
@@ -300,6 +303,7 @@ class _ChunkRun:
         self.last_reader = {ref: node for node, works in by_node.items() for work in works for ref in work.reads.values()}
         for node in self.graph.nodes:
             if works := by_node[node.name]:
+                self.result.crash_node = node.name
                 call(node.name, partial(self._run_node, node.name, works))
                 if self.damaged:
                     raise self.damaged
@@ -316,7 +320,9 @@ class _ChunkRun:
             else:
                 ready.append(work)
         if ready:
+            self.result.broken = True
             self.worker.model(node)  # loading is no work on an item
+            self.result.broken = False
         batch_size = self.worker.batch(node)
         finished: list[Finished] = []
         size = 0  # bytes of their values
@@ -413,6 +419,9 @@ class _ChunkRun:
         for future in self.pending:  # after a crash: what was computed before it still counts
             if not future.exception():
                 self.result.artifacts += future.result()
+                self.known |= {artifact.key: artifact for artifact in future.result() if not artifact.failed}
+        if not self.result.crash:
+            self.result.crash_node = ""
         charged: set[str] = set()
         self.result.failed = self.failed
         for item in self.job.items:
@@ -440,6 +449,31 @@ def notes_of(graph: Graph, store: Store, works: Mapping[Ref, Work], known: Mappi
             with suppress(Damaged):  # a damaged artifact is found when it is needed; a note is not worth a repair
                 notes.append(describe(store.read(known[work.key], name)))
     return "; ".join(filter(None, notes))
+
+
+def singles(graph: Graph, job: ChunkJob, result: ChunkResult, first_number: int) -> list[ChunkJob]:
+    """Return the items that a crashed chunk left, each as a job of its own: only the culprit is stopped by the program error again.
+
+    What several of them read is made once, since whatever one finishes the others know by `ChunkJob.shared`.
+    """
+    settled = {outcome.id for outcome in result.outcomes if outcome.artifact or outcome.reason}
+    left = [item for item in job.items if item.id not in settled]
+    known = {**job.known, **{artifact.key: artifact for artifact in result.artifacts}}
+    keys = [{work.key for work in graph.works(item).values()} for item in left]
+    readers = Counter(key for of_item in keys for key in of_item)
+    shared = job.shared | {key for key, count in readers.items() if count > 1}
+    return [
+        replace(job, number=number, items=[item], known={key: known[key] for key in mine if key in known}, shared=shared & mine)
+        for number, (item, mine) in enumerate(zip(left, keys, strict=True), first_number)
+    ]
+
+
+def crash_sentence(crash: str) -> str:
+    """Return one sentence about a program error: the last line of its traceback, or the text itself where it is none."""
+    if not crash.startswith("Traceback"):
+        return crash
+    said = [line for line in crash.splitlines() if re.match(r"[\w.]+(: |$)", line)]
+    return f"program error: {said[-1] if said else 'unknown'} (its traceback is in log.jsonl)"
 
 
 def failure(item: Item, works: Mapping[Ref, Work], failed: Mapping[str, tuple[str, str]]) -> tuple[str, str]:

@@ -404,7 +404,7 @@ class _Seen:
             self.timed &= packet.pts is not None and late
             self._decoding_time = packet.dts
             self.last_duration = packet.duration or self.last_duration
-        frames, refused = _decode(packet)
+        frames, refused = decode_packet(packet)
         self.damaged += refused
         for frame in frames:
             planes = planar(frame, self.codec, self.max_pixels)
@@ -452,7 +452,7 @@ def _matrix(frame: Any) -> tuple[int, ...] | None:
     return None if data is None else tuple(np.frombuffer(data, "<i4")[:9].tolist())
 
 
-def _decode(packet: Any) -> tuple[list[Any], int]:
+def decode_packet(packet: Any) -> tuple[list[Any], int]:
     """(frames, 1 if the decoder refused the packet)."""
     import av
 
@@ -488,7 +488,7 @@ def _decode_from(path: str, table: FrameTable, entry: int) -> Generator[tuple[in
                     number = begun.packet
                 packet.opaque = number
                 number += 1
-            for frame in _decode(packet)[0]:
+            for frame in decode_packet(packet)[0]:
                 if index < 0:
                     assert begun is not None
                     if frame.opaque != begun.packet:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -25,7 +26,8 @@ from storage.faults import fault_point
 from tasks.graph import UsageError
 from tasks.planes import PlanarFrame, padded, pixel_format
 from tasks.stage import ItemError
-from tasks.video import FrameTable, open_video
+from tasks.video import FrameTable, Track, open_video
+from tasks.video_sound import Sound, convert_sound, converted_packets
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -55,6 +57,7 @@ class EncodeConfig:
     gop: int = 48  # frames between key frames; chunks are made of whole groups
     b_frames: int = 2
     container: str = "auto"  # mp4, mkv, or auto: mp4 where it takes the codecs
+    sound: str = "convert"  # what the container does not take becomes AAC; copy: its video fails; drop: it is left out
     options: tuple[tuple[str, str], ...] = ()  # further options of the encoder
 
     def __post_init__(self) -> None:
@@ -62,6 +65,8 @@ class EncodeConfig:
             raise ValueError(f"gop must be at least 1, quality 0 to 63, b_frames 0 to 16, got {self.gop}, {self.quality}, {self.b_frames}")
         if self.container not in ("auto", *_MUXERS):
             raise ValueError(f"container must be auto, mp4 or mkv, got {self.container}")
+        if self.sound not in ("convert", "copy", "drop"):
+            raise ValueError(f"sound must be convert, copy or drop, got {self.sound}")
 
 
 _NO_ENCODER: Final = "there is no video encoder {} here; choose libx264, libx265, libsvtav1, libvpx-vp9 or ffv1"
@@ -94,6 +99,8 @@ def check_encoder(config: EncodeConfig) -> None:
         wanted = offered[0] if offered else "yuv420p"
     elif offered and wanted not in offered:
         raise UsageError(f"output.pixel_format: {config.codec} does not take {wanted}; choose same, {' or '.join(offered[:4])}")
+    if config.container == "mp4" and codec.canonical_name not in _IN_MP4["video"]:
+        raise UsageError(f"output.container: an MP4 file does not take {codec.canonical_name} video; choose auto or mkv, or codec libx264")
     context: Any = av.CodecContext.create(codec, "w")
     context.width = context.height = 64
     context.pix_fmt, context.time_base, context.options = wanted, Fraction(1, 25), _options(config)
@@ -104,15 +111,67 @@ def check_encoder(config: EncodeConfig) -> None:
         raise UsageError(f"output: {config.codec} does not take these settings ({error.strerror}): {tried}") from None
 
 
-def output_container(table: FrameTable, config: EncodeConfig | None) -> Container:
-    """mp4 if it takes the video and every sound track, else mkv; `config` None: the input's video packets are kept."""
-    if config is not None and config.container == "mkv":
-        return "mkv"
-    codec = table.codec if config is None else _codec_name(config.codec)
-    fits = codec in _IN_MP4["video"] and all(t.codec in _IN_MP4["audio"] for t in table.tracks if t.kind == "audio")
-    if config is not None and config.container == "mp4" and codec not in _IN_MP4["video"]:
+@dataclass(frozen=True)
+class Delivery:
+    """How an output will be written, known before any frame is worked on."""
+
+    container: Container
+    converted: tuple[Track, ...] = ()
+    """Sound tracks that become AAC."""
+    left_out: tuple[Track, ...] = ()
+    """Sound tracks that the output lacks."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of the output, a sentence per codec."""
+        return [
+            f"{what}: {codec} cannot be copied into {'Matroska' if not _is_in_mkv(codec) else 'MP4'}"
+            for what, tracks in (("sound converted to AAC", self.converted), ("sound left out", self.left_out))
+            for codec in dict.fromkeys(track.codec for track in tracks)
+        ]
+
+
+def deliver(table: FrameTable, config: EncodeConfig, *, copied: bool = False) -> Delivery:
+    """Choose container and sound of an output: MP4 if it takes the video and all sound that some container takes, else Matroska.
+
+    `copied`: the input's own video packets are kept. Raises ItemError where the settings allow no output.
+    """
+    codec = table.codec if copied else _codec_name(config.codec)
+    wanted = "auto" if copied else config.container
+    if wanted == "mp4" and codec not in _IN_MP4["video"]:
         raise ItemError(f"an MP4 file does not take {codec} video: choose container mkv or codec libx264.")
-    return "mp4" if fits else "mkv"
+    audio = [track for track in table.tracks if track.kind == "audio"]
+    possible = [track for track in audio if wanted == "mp4" or track.codec in _IN_MP4["audio"] or _is_in_mkv(track.codec)]
+    fits = codec in _IN_MP4["video"] and (wanted == "mp4" or all(track.codec in _IN_MP4["audio"] for track in possible))
+    container: Container = "mp4" if fits and wanted != "mkv" else "mkv"
+    refused = tuple(track for track in audio if track.packets and not _takes(container, track.codec))
+    if refused and config.sound == "copy":
+        name = "MP4" if container == "mp4" and _is_in_mkv(refused[0].codec) else "Matroska"
+        raise ItemError(f"the {refused[0].codec} sound cannot be copied into {name}: convert it to AAC (--set output.sound=convert).")
+    return Delivery(container, converted=refused) if config.sound == "convert" else Delivery(container, left_out=refused)
+
+
+def output_container(table: FrameTable, config: EncodeConfig) -> Container:
+    """Return the container of an encoded output, see `deliver`."""
+    return deliver(table, config).container
+
+
+def copies_video(table: FrameTable) -> bool:
+    """Return whether some container of ours takes the input's own video packets."""
+    return table.codec in _IN_MP4["video"] or _is_in_mkv(table.codec)
+
+
+def _takes(container: Container, codec: str) -> bool:
+    return codec in _IN_MP4["audio"] if container == "mp4" else _is_in_mkv(codec)
+
+
+@cache
+def _is_in_mkv(decoder: str) -> bool:
+    """Whether FFmpeg writes what a decoder of that name reads into Matroska."""
+    import av
+
+    with av.open(io.BytesIO(), "w", format="matroska") as container:
+        return av.Codec(decoder, "r").canonical_name in container.supported_codecs
 
 
 def encode_chunk(table: FrameTable, start: int, frames: Iterable[PlanarFrame], config: EncodeConfig) -> Iterator[bytes]:
@@ -177,9 +236,10 @@ def encode_group(table: FrameTable, first: int, frames: Iterable[PlanarFrame], c
     return data.getvalue()
 
 
-def join(table: FrameTable, source: str, segments: Iterable[bytes], out: Path, config: EncodeConfig) -> Path:
+def join(table: FrameTable, source: str, segments: Iterable[bytes], out: Path, config: EncodeConfig, sound: Sound | None = None) -> Path:
     """Join the segments of a whole video, in order, with the sound of `source`; returns the path, whose suffix follows the container.
 
+    `sound` holds the tracks that are to be converted (see `deliver`); where it is not given they are converted now.
     The file appears under its name only when it is whole: written beside it, read back, synced, renamed. Raises ItemError if the segments
     do not make the whole video, OSError (ENOSPC, ...) if it cannot be written.
     """
@@ -192,11 +252,14 @@ def join(table: FrameTable, source: str, segments: Iterable[bytes], out: Path, c
         stream = container.add_stream_from_template(first.streams.video[0], opaque=True)
         return stream, _joined(table, itertools.chain([first], readers), stream, tick)
 
-    return _publish(table, source, out, output_container(table, config), video)
+    return _publish(table, source, out, deliver(table, config), sound, video)
 
 
-def remux(table: FrameTable, source: str, out: Path) -> Path:
-    """A video with nothing to change: every packet of `source` as it is, in a container as `join` writes it; returns the path."""
+def remux(table: FrameTable, source: str, out: Path, config: EncodeConfig | None = None, sound: Sound | None = None) -> Path:
+    """A video with nothing to change: every packet of `source` as it is, in a container as `join` writes it; returns the path.
+
+    `copies_video` says whether that is possible; sound is written as by `join`.
+    """
 
     def video(container: OutputContainer, tick: Fraction, stack: ExitStack) -> tuple[Any, Iterator[tuple[Fraction, Any]]]:
         reader = stack.enter_context(open_video(source))
@@ -204,16 +267,19 @@ def remux(table: FrameTable, source: str, out: Path) -> Path:
         stream = container.add_stream_from_template(template, opaque=True)
         return stream, _copied(table, reader, template, stream, tick)
 
-    return _publish(table, source, out, output_container(table, None), video)
+    return _publish(table, source, out, deliver(table, config or EncodeConfig(), copied=True), sound, video)
 
 
 Video = Callable[["OutputContainer", Fraction, ExitStack], tuple[Any, Iterator[tuple[Fraction, Any]]]]
 """(container, tick, what to close) -> the added stream and its packets, each with its decoding time in s."""
 
 
-def _publish(table: FrameTable, source: str, out: Path, kind: Container, video: Video) -> Path:
+def _publish(table: FrameTable, source: str, out: Path, delivery: Delivery, sound: Sound | None, video: Video) -> Path:
     import av
 
+    kind = delivery.container
+    if sound is None and delivery.converted:
+        sound = convert_sound(source, table, delivery.converted)
     out = out.with_suffix(f".{kind}")
     tick = Fraction(1, table.tick.denominator) if kind == "mp4" else Fraction(1, 1000)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -228,9 +294,9 @@ def _publish(table: FrameTable, source: str, out: Path, kind: Container, video: 
                 stream.codec_context.codec_tag = "hvc1"  # what Safari plays
             if table.matrix is not None:
                 stream.set_display_matrix(table.matrix)
-            sound = _sound(table, source, container, kind, stack)
+            audio = _sound(table, source, container, delivery, sound, stack)
             counts: dict[int, int] = {}
-            for _, packet in heapq.merge(packets, sound, key=lambda timed: timed[0]):
+            for _, packet in heapq.merge(packets, *audio, key=lambda timed: timed[0]):
                 counts[packet.stream.index] = counts.get(packet.stream.index, 0) + 1
                 container.mux_one(packet)
                 fault_point("mid-video")
@@ -348,23 +414,35 @@ def _decoding_time(times: list[int], ends: list[int], place: int) -> int:
     return times[place] if place < len(times) else ends[-1] + (place - len(times)) * (ends[-1] - times[-1])
 
 
-def _sound(table: FrameTable, source: str, container: OutputContainer, kind: Container, stack: ExitStack) -> Iterator[tuple[Fraction, Any]]:
-    """Add the tracks that the container takes; returns their packets as the input has them, times relative to the earliest stream."""
+def _sound(
+    table: FrameTable, source: str, container: OutputContainer, delivery: Delivery, sound: Sound | None, stack: ExitStack
+) -> list[Iterator[tuple[Fraction, Any]]]:
+    """Add the tracks that the output has; returns their packets, of copied and of converted ones, times relative to the earliest stream."""
+    import av
+
     reader = stack.enter_context(open_video(source))
+    made = stack.enter_context(av.open(io.BytesIO(sound.data), format="nut")) if sound else None
+    subtitles = _IN_MP4["subtitle"] if delivery.container == "mp4" else _MKV_SUBTITLES
     streams: dict[int, Any] = {}
+    converted: dict[int, Any] = {}  # by their place among the converted ones
     for track in table.tracks:
-        if track.packets and (track.kind == "audio" or track.codec in (_IN_MP4["subtitle"] if kind == "mp4" else _MKV_SUBTITLES)):
+        if track.packets and track not in delivery.left_out and (track.kind == "audio" or track.codec in subtitles):
             template = reader.streams[track.index]
+            place = sound.tracks.index(track.index) if sound and track in delivery.converted else None
             try:
-                added = container.add_stream_from_template(template, opaque=True)
+                added = container.add_stream_from_template(made.streams[place] if made and place is not None else template, opaque=True)
             except ValueError:
                 if track.kind == "audio":
-                    raise ItemError(f"the {track.codec} sound cannot be copied into an .{kind} file: convert it to AAC.") from None
+                    sentence = f"the {track.codec} sound cannot be copied into an .{delivery.container} file"
+                    raise ItemError(f"{sentence}: leave it out by --set output.sound=drop.") from None
                 continue
             added.metadata.update({name: value for name, value in template.metadata.items() if name in ("language", "title")})
             added.disposition = template.disposition
-            streams[track.index] = added
-    return _sound_packets(table, reader, streams)
+            if place is None:
+                streams[track.index] = added
+            else:
+                converted[place] = added
+    return [_sound_packets(table, reader, streams), converted_packets(made, converted)]
 
 
 def _sound_packets(table: FrameTable, reader: Any, streams: dict[int, Any]) -> Iterator[tuple[Fraction, Any]]:

@@ -90,6 +90,8 @@ class _sound:
     def __init__(self, container: Any, codec: str, seconds: float) -> None:
         self.container, self.rate = container, 48000
         self.stream = container.add_stream(codec, rate=self.rate, layout="mono")
+        if codec.startswith("wma"):
+            self.stream.bit_rate = 64_000  # its default has no room in one channel
         self.stream.codec_context.open()
         self.format = self.stream.codec_context.format.name
         self.length, self.done = round(seconds * self.rate), 0

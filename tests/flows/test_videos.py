@@ -214,8 +214,13 @@ def test_what_steps_read_is_made_again_where_it_is_damaged(
     assert capsys.readouterr().err.count("computing it again") == 2
 
 
-def test_a_program_error_leaves_the_video_and_is_seen_by_the_task(
-    finished: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_program_error_fails_its_video_and_is_seen_by_the_task(
+    finished: Path,
+    films: Path,
+    people: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*arguments: object) -> bytes:
         raise RuntimeError("the encoder stands on its head")
@@ -230,14 +235,26 @@ def test_a_program_error_leaves_the_video_and_is_seen_by_the_task(
             raise
 
     monkeypatch.setattr("flows.video_segments.encode_group", fail)
-    plan = make_video_plan(request(films / "videos.csv", run))
-    summary = execute_videos(plan, call=call)
-    plan.close()
-    assert (summary.left, summary.exit_code, plan.rows["film"].status) == (1, 1, "left")
-    assert "RuntimeError: the encoder stands on its head" in summary.crash
-    assert seen == ["segment of film frames 0-5: ProgramError"]  # the groups behind it are not begun
-    assert "video film was stopped by a program error" in capsys.readouterr().err
-    assert [event["item"] for event in plan.folder.read_log() if event["event"] == "crash"] == ["film"]
+    videos = {"film": "clip.mkv", "again": "clip.mkv", "nobody": "nobody.mp4"}
+    lines = [f"{name},{people[0]},{films / video}" for name, video in videos.items()]
+    (tmp_path / "videos.csv").write_text("\n".join(["id,source,video", *lines]))
+    for attempt in (1, 2, 3, 3):
+        seen.clear()
+        plan = make_video_plan(request(tmp_path / "videos.csv", run))
+        summary = execute_videos(plan, call=call)
+        plan.close()
+        assert (summary.done, summary.failed, summary.left, summary.exit_code, summary.crash) == (1, 2, 0, 2, "")
+        for name in ("film", "again"):  # two program errors in a row stop nothing
+            row = plan.rows[name]
+            assert (row.status, row.stage, row.attempts, row.quarantined) == ("failed", "segment", attempt, attempt == 3)
+            sentence = "program error: RuntimeError: the encoder stands on its head (its traceback is in log.jsonl)"
+            assert row.reason == f"frames 0-5: {sentence}"
+    assert not seen  # in quarantine
+    assert plan.rows["nobody"].status == "done"
+    assert "Traceback" not in capsys.readouterr().err
+    crashes = [event for event in plan.folder.read_log() if event["event"] == "crash"]
+    assert [event["item"] for event in crashes] == ["film", "again"] * 3
+    assert all("RuntimeError: the encoder stands on its head" in event["traceback"] for event in crashes)
 
 
 def test_killed_anywhere_the_same_command_gives_the_same_bytes(finished: Path, films: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e4s_models.dlib_face import Detection, merge_faces, sort_faces
+from e4s_models.dlib_face import Detection, FaceDetector, merge_faces, sort_faces
 from e4s_models.warp import ffhq_crop_to_frame, resample, scale_of, transform_points
 from tasks.align import STAGE, AlignConfig
 from tasks.frame import ImageFile, hash_file
@@ -198,6 +199,23 @@ def test_finds_on_the_same_face_are_one() -> None:
 def test_a_picture_too_small_for_a_face(align: Any, size: tuple[int, int]) -> None:
     with pytest.raises(ItemError, match="no face found"):
         align(np.full((*size, 3), 90, np.uint8))
+
+
+def test_a_strip_takes_no_more_memory_than_other_pictures() -> None:
+    """Turned by 45 degrees, 30000 x 1 px lie on a canvas of 21000 x 21000."""
+    sizes: list[int] = []
+
+    def no_faces(picture: Any, *arguments: object) -> tuple[list[Any], list[float], list[int]]:
+        sizes.append(picture.shape[0] * picture.shape[1])
+        return [], [], []
+
+    detector = FaceDetector(SimpleNamespace(run=no_faces), None)
+    for height, width in ((1, 4000), (4000, 1), (2000, 2000)):
+        sizes.clear()
+        assert detector.detect(np.zeros((height, width, 3), np.uint8)) == []
+        assert max(sizes) <= 16_000_000
+        assert max(sizes[-7:]) <= 4_810_000  # the finest turned copies
+    assert np.isclose(max(sizes[-7:]), 2 * 1_200_000, rtol=0.01)  # of a square nothing is lost
 
 
 def test_tiny_face(align: Any, people: list[Path]) -> None:

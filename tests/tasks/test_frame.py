@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
@@ -123,6 +124,46 @@ def test_16_bit_gray_keeps_every_bit(tmp_path: Path) -> None:
     frame = image_file(write(tmp_path / "la.png", png16(DEEP[..., :2]))).read()
     np.testing.assert_array_equal(frame.pixels, gray[..., None].repeat(3, axis=2))
     np.testing.assert_array_equal(frame.alpha, DEEP[..., 1])
+
+
+def test_16_bit_jpeg_2000_keeps_every_bit(tmp_path: Path) -> None:
+    """White became black."""
+    tiles = DEEP.repeat(32, axis=0).repeat(32, axis=1)
+    tiles[:32, :32, :3] = 65535
+    lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+    for channels, order in ((1, [0]), (3, [2, 1, 0]), (4, [2, 1, 0, 3])):
+        path = tmp_path / f"{channels}.jp2"
+        cv2.imwrite(str(path), tiles[..., order], lossless)
+        frame = image_file(path).read()
+        want = tiles[..., :3] if channels > 1 else tiles[..., :1].repeat(3, axis=2)
+        np.testing.assert_array_equal(frame.pixels, want)
+        assert (frame.alpha is None) == (channels < 4)
+        if frame.alpha is not None:
+            np.testing.assert_array_equal(frame.alpha, tiles[..., 3])
+    data = bytearray((tmp_path / "3.jp2").read_bytes())
+    place = data.index(b"\xff\x4f\xff\x51") + 2 + 40  # depth of the first channel, less 1
+    for depth, sentence in ((11, "12, 16 and 16 bits"), (0x8F, "with a sign"), (37, "38, 16 and 16 bits")):
+        data[place] = depth
+        with pytest.raises(ItemError, match=sentence):
+            image_file(write(tmp_path / "odd.jp2", bytes(data))).read()
+
+
+def test_16_bit_ppm_keeps_every_bit(tmp_path: Path) -> None:
+    rgb = DEEP[..., :3]
+    raw = image_file(write(tmp_path / "raw.ppm", b"P6 3 2 65535\n" + rgb.astype(">u2").tobytes())).read()
+    np.testing.assert_array_equal(raw.pixels, rgb)
+    plain = image_file(write(tmp_path / "plain.ppm", b"P3 3 2 65535\n" + " ".join(map(str, rgb.ravel())).encode() + b"\n")).read()
+    np.testing.assert_array_equal(plain.pixels, rgb)
+    ten = image_file(write(tmp_path / "ten.ppm", b"P6 3 2 1023\n" + (rgb >> 6).astype(">u2").tobytes())).read()
+    np.testing.assert_array_equal(ten.pixels, np.rint((rgb >> 6) * (65535 / 1023)))
+
+
+def test_transparent_16_bit_gray_has_alpha(tmp_path: Path) -> None:
+    gray = np.array([[0, 255, 256], [65535, 40000, 256]], np.uint16)
+    Image.fromarray(gray).save(tmp_path / "gray.png", transparency=256)
+    frame = image_file(tmp_path / "gray.png").read()
+    np.testing.assert_array_equal(frame.pixels, gray[..., None].repeat(3, axis=2))
+    np.testing.assert_array_equal(frame.alpha, np.where(gray == 256, 0, 65535))
 
 
 def test_rgb8_rounds_16_bits() -> None:
