@@ -70,7 +70,7 @@ class MeshConfig:
     rim: tuple[float, float] = (0.015, 0.06)  # face widths from the mesh's outline in the source: unusable below, trusted above
     hidden: tuple[float, float] = (0.05, 0.3)  # cosine of normal and view in the source: unusable below, trusted above
     stretch: tuple[float, float] = (0.25, 0.42)  # px of the source per px of the driven face: no texture below, full trust above
-    closed_eye: float = 0.12  # opening of the source's lids, in eye widths, below which its eyes cannot be opened
+    closed_eye: float = 0.14  # opening of the source's lids, in eye widths, below which its eyes cannot be opened
     eye_patch: float = 0.022  # reach around eyes that the source does not show and the target lends, as a fraction of the side
     lens_frame: float = 0.016  # width of the strip along the outline of glasses that is their frame, as a fraction of the side
     hair: float = 0.007  # strip of skin along the source's hair that counts as hair, as a fraction of the side
