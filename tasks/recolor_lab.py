@@ -32,7 +32,7 @@ class LabConfig:
     """Limits of the transfer; L, a and b in CIE Lab units."""
 
     side: int = 64  # cells per row and column of the statistics; as `light.side`
-    contrast: tuple[float, float] = (0.8, 1.2)  # factor by which the spread of L may change
+    contrast: tuple[float, float] = (0.65, 1.2)  # factor by which the spread of L may change
     saturation: tuple[float, float] = (0.7, 1.3)  # likewise of a and b
     outlier: float = 3.0  # robust deviations beyond which a cell does not vote
     smooth: float = 0.07  # standard deviation of the shading, as a fraction of the side

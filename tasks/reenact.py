@@ -552,41 +552,34 @@ def _fill_loop(loop: Float32, side: tuple[int, int]) -> UInt8:
 
 
 def _covered(source_face: Face, labels: UInt8, clear: bool, config: MeshConfig) -> UInt8:
-    """Return what stands before the source's face (H, W), 255: hair, strands and their shadow, and glasses.
+    """Return what stands before the source's face (H, W), 255: hair, strands and their shadow, and glasses with their bridge.
 
-    Behind clear lenses the face is seen: only the strip along their outline, the frame, counts as glasses. Computed at half the
-    resolution.
+    The parser sees strands and bridges as skin; they are far darker than the skin of the whole face. Behind clear lenses the face is
+    seen: only the strip along their outline, the frame, counts as glasses. Computed at half the resolution.
     """
     height, width = labels.shape
     half = (max(1, width // 2), max(1, height // 2))
     small = np.asarray(cv2.resize(labels, half, interpolation=cv2.INTER_NEAREST), np.uint8)
     image = np.asarray(cv2.resize(source_face.pixels, half, interpolation=cv2.INTER_AREA), np.uint8)
     side = max(half)
-    hair = np.asarray(small == Region.HAIR)
-    covered = grow(hair, config.hair * side) | _strands(image, small, config)
+    luminance = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 0.002 * side).astype(np.float32)
+    hair, skin = np.asarray(small == Region.HAIR), np.isin(small, _SKIN)
+    dark = np.zeros(small.shape, np.bool_)
+    if skin.any():
+        centre = float(np.median(luminance[skin]))
+        spread = max(1.4826 * float(np.median(np.abs(luminance[skin] - centre))), 4.0)
+        dark = np.asarray(skin & (luminance < centre - config.fringe_contrast * spread))
+    strands = np.asarray(dark & grow(hair, config.fringe * side)) if hair.any() else hair
+    covered = grow(hair, config.hair * side) | grow(strands, 0.004 * side)
     glasses = np.asarray(small == Region.GLASSES)
     if glasses.any():
         if clear:
             glasses &= ~shrink(glasses, config.lens_frame * side)
-        covered |= grow(glasses, 0.4 * config.lens_frame * side)  # with the frame's shadow
+        reach = 0.4 * config.lens_frame * side  # of the frame's shadow
+        gap = cv2.morphologyEx(glasses.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((1, round(0.12 * side) | 1), np.uint8)) > 0
+        covered |= grow(glasses | (gap & dark), reach)  # the parser leaves thin bridges out of the glasses
     mask = covered.astype(np.uint8) * np.uint8(255)
     return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def _strands(image: UInt8, labels: UInt8, config: MeshConfig) -> Bool:
-    """Return where skin near the hair is strands or their shadow, (H, W): darker than the skin of the whole face.
-
-    The parser sees strands as skin.
-    """
-    hair, skin = np.asarray(labels == Region.HAIR), np.isin(labels, _SKIN)
-    if not hair.any() or not skin.any():
-        return np.zeros(labels.shape, np.bool_)
-    side = max(labels.shape)
-    luminance = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 0.002 * side).astype(np.float32)
-    centre = float(np.median(luminance[skin]))
-    spread = max(1.4826 * float(np.median(np.abs(luminance[skin] - centre))), 4.0)
-    dark = skin & grow(hair, config.fringe * side) & (luminance < centre - config.fringe_contrast * spread)
-    return grow(np.asarray(dark), 0.004 * side)
 
 
 def _uncover(pixels: Float32, covered: Float32, skin: Float32) -> Float32:

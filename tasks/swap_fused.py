@@ -154,6 +154,8 @@ def fuse(generator: MobileStyleGAN, config: FusedConfig, inputs: Inputs) -> Outp
         regions[glasses] = Region.GLASSES
         outputs["mask"][glasses] = 255
     mask = outputs["mask"] > 0
+    kept = target_glasses & ~mask
+    outputs["swapped"][kept] = inputs["target_face"][kept]  # nothing of generated lenses may bleed into the target's
     trust = trust_driven(inputs, mask, config)
     resolution = min(1.0, scale_of(inputs["source_crop_to_frame"]))
     generated = continue_skin(inputs["driven"], outputs["swapped"], trust, np.asarray(regions == Region.SKIN), config)
