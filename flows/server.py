@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from e4s_models.weights import home
 from flows.environment import Changes, changed_environment, direct
-from flows.tracking import at_loss, begin, give_up
+from flows.tracking import at_loss, begin, give_up, server_of_others
 from tasks.graph import UsageError
 
 QUIET = {
@@ -54,7 +54,7 @@ def prefect_api(log: Path, patience: float = 180.0, server_home: Path | None = N
     configured = configured_url()
     if configured:
         quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
-        with changed_environment({**quiet, **(direct() if _is_loopback(configured) else {})}):
+        with changed_environment({**quiet, **(direct() if _is_loopback(configured) else {})}), server_of_others():
             if not _answers_within(configured, CONFIGURED_PATIENCE):
                 raise UsageError(
                     f"the Prefect server at {configured} does not answer; start it, or unset PREFECT_API_URL to let e4s run its own"

@@ -54,6 +54,16 @@ def at_loss(action: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
+def server_of_others() -> Iterator[None]:
+    """Work with a server that is not this run's own: giving it up ends no process, not even one that an outer context began."""
+    own, _at_loss[:] = list(_at_loss), []
+    try:
+        yield
+    finally:
+        _at_loss[:] = own
+
+
+@contextmanager
 def watched(url: str) -> Iterator[None]:
     """Look after the server at a URL while a flow works."""
     over = threading.Event()
