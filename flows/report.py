@@ -49,9 +49,12 @@ SHOWN = (  # name on the page, node, role of per-image work, output
     ("aligned source", "align", "source", "face"),
     ("aligned target", "align", "target", "face"),
     ("reenact", "reenact", "", "driven"),
+    ("reenact: regions", "reenact", "", "regions"),
+    ("reenact: visible", "reenact", "", "visible"),
     ("parse: driven", "parse_driven", "", "regions"),
     ("parse: target", "parse", "target", "regions"),
     ("swap: mask", "swap", "", "swapped_regions"),
+    ("swap: trust", "swap", "", "trust"),
     ("swap", "swap", "", "swapped"),
     ("recolor", "recolor", "", "recolored"),
     ("enhance", "enhance", "", "enhanced"),
@@ -77,9 +80,9 @@ class _Shelf:
         return cls(run, run.artifacts(rows) if rows else {})
 
     def value(self, row: Row, node: str, role: str, output: str) -> npt.NDArray[Any] | None:
-        """One output of one stage; None if it was not kept, or is damaged."""
+        """One output of one stage; None if its backend does not write it, or it was not kept, or is damaged."""
         work = self.run.works(row).get((node, role))
-        if not work or work.key not in self.artifacts:
+        if not work or work.key not in self.artifacts or output not in self.artifacts[work.key].payloads:
             return None
         try:
             return self.run.store.read(self.artifacts[work.key], output)
@@ -119,8 +122,15 @@ class _Shelf:
                 continue
             value = self.value(row, node, role, output)
             if value is not None:
-                pictures[name] = thumbnail(show_regions(value) if value.ndim == 2 else value)
+                pictures[name] = thumbnail(_shown(value, output))
         return pictures
+
+
+def _shown(value: Picture, output: str) -> Picture:
+    """Return a stage's output as a picture: label maps in the regions' colours, other maps in gray."""
+    if value.ndim == 3:
+        return value
+    return show_regions(value) if output.endswith("regions") else np.repeat(value[..., None], 3, axis=2)
 
 
 def write_report(folder: RunFolder, evaluation: Evaluation | None = None, limit: int = 24) -> Report:

@@ -395,7 +395,7 @@ def test_a_run_folder_can_be_moved_and_read_from_anywhere(
     assert "0 damaged" in checked
     assert not checked.startswith("0 artifacts")
     assert main(["report", "elsewhere/moved", "--no-metrics"]) == 0
-    assert (tmp_path / "elsewhere/moved/report/index.html").read_text().count("<img") == 3 * 12
+    assert (tmp_path / "elsewhere/moved/report/index.html").read_text().count("<img") == 3 * 14
     assert pairs(str(people_folder), tmp_path / "elsewhere/moved") == 0
     assert "3 done before, 0 to do" in capsys.readouterr().err
 

@@ -104,13 +104,13 @@ def test_a_report_of_a_run(runs: tuple[Path, Path], capsys: Text) -> None:
     assert "features computed anew: " in said
     assert "blendshapes" in said
     page = (run / "report/index.html").read_text()
-    assert page.count("<img") == 2 * 13 + 5 * 3 * 3  # five metrics with two best pairs and a worst
+    assert page.count("<img") == 2 * 14 + 5 * 3 * 3  # five metrics with two best pairs and a worst
     assert "The first 2 of 3 finished pairs" in page
     for part in (
         "e4s pairs: Full run",
         "Expression distance",
         "ID retrieval, top 5",
-        "parse_driven",
+        "reenact: regions",
         "468e13ca13a9",
         "3 pairs: 3 done, 0 failed.",
     ):
