@@ -73,7 +73,7 @@ class MeshConfig:
     closed_eye: float = 0.14  # opening of the source's lids, in eye widths, below which its eyes cannot be opened
     eye_patch: float = 0.022  # reach around eyes that the source does not show and the target lends, as a fraction of the side
     lens_frame: float = 0.016  # width of the strip along the outline of glasses that is their frame, as a fraction of the side
-    hair: float = 0.007  # strip of skin along the source's hair that counts as hair, as a fraction of the side
+    hair: float = 0.012  # strip of skin along the source's hair that counts as hair, as a fraction of the side
     fringe: float = 0.08  # reach of the fringe, likewise: in it, skin darker than the face's is strands or their shadow
     fringe_contrast: float = 3.0  # robust deviations of the skin's luminance from which on it counts as such
     clear_lens: float = 0.6  # brightness of eyes behind lenses, as a share of the skin's, below which the lenses are dark
