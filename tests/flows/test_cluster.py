@@ -416,7 +416,13 @@ def test_the_graph_is_cut_where_the_device_changes() -> None:
         return [(part.name, part.device) for part in found]
 
     assert cut("mobile", "cpu") == [("align..paste", "cpu")]
-    assert cut("mobile", "cuda") == [("align..reenact", "cpu"), ("parse..swap", "cuda"), ("recolor..paste", "cpu")]
+    assert cut("mobile", "cuda") == [
+        ("align..mesh", "cpu"),
+        ("parse..encode", "cuda"),
+        ("reenact", "cpu"),
+        ("encode_driven..swap", "cuda"),
+        ("recolor..paste", "cpu"),
+    ]
 
 
 def test_processes_of_an_own_cluster() -> None:
@@ -467,7 +473,7 @@ def test_ctrl_c_in_a_terminal_is_said_once(inputs: tuple[str, str], tmp_path: Pa
 
 
 def test_own_processes_make_the_same_bytes_as_this_one(people: list[Path], tmp_path: Path) -> None:
-    """The real stages, one thread each; a source that two chunks share is not parsed, which `fast` has no use for."""
+    """The real stages, one thread each; two chunks share a source."""
     chosen = ((0, 1), (0, 2), (3, 1))
     (tmp_path / "pairs.csv").write_text("source,target\n" + "".join(f"{people[a]},{people[b]}\n" for a, b in chosen))
     made = []

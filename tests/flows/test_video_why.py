@@ -121,7 +121,7 @@ def test_why_names_the_changed_field_and_what_follows_from_it(finished: Path, fi
     assert found["align (source)"] == ("1", "config changed: min_face 40 -> 33")
     assert found["mesh (source)"] == ("1", "upstream changed: align")
     assert found["track"] == ("1", "config changed: align.min_face 40 -> 33")
-    assert list(found) == ["align (source)", "mesh (source)", "track", "segment", "join"]
+    assert list(found) == ["align (source)", "mesh (source)", "parse (source)", "track", "segment", "join"]
     assert reasons(request(manifest, finished, "output.container=mp4", "output.codec=libx264"))["segment"] == (
         "2",
         "config changed: output.codec ffv1 -> libx264",

@@ -129,7 +129,7 @@ def finished(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert summary.computed["segment"] == 4
     assert summary.computed["blend"] == WITH
     assert summary.computed["align"] == 1  # the source; of the frames the course tells
-    assert (summary.computed["mesh"], summary.computed["parse"]) == (WITH + 1, WITH)  # nothing twice where groups reach into each other
+    assert (summary.computed["mesh"], summary.computed["parse"]) == (WITH + 1, WITH + 1)  # nothing twice where groups reach into each other
     return run
 
 
