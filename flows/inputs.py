@@ -57,7 +57,15 @@ def _read_pairs(path: Path, source_face: int, target_face: int) -> Iterator[Pair
         for column, default in defaults.items():
             faces[column], wrong = whole_number(column, cells.get(column, ""), default)
             problem = problem or (f"{wrong} in row {record.number}" if wrong else "")
-        yield PairRow(ids.take(record), found["source"], found["target"], **faces, truth=found["truth"], problem=problem)
+        yield PairRow(
+            ids.take(record),
+            found["source"],
+            found["target"],
+            faces["source_face"],
+            faces["target_face"],
+            truth=found["truth"],
+            problem=problem,
+        )
 
 
 def _folder_pairs(sources: Path, targets: Path, source_face: int, target_face: int) -> list[PairRow]:
@@ -79,9 +87,9 @@ def _folder_pairs(sources: Path, targets: Path, source_face: int, target_face: i
         )
     rows = []
     for number, pair in enumerate(pairs):
-        source, target = (str(path.absolute()) for path in pair)
-        problem = name_problem(source) or name_problem(target)
-        rows.append(PairRow(row_id(number), printable(source), printable(target), source_face, target_face, problem=problem))
+        first, second = (str(path.absolute()) for path in pair)
+        problem = name_problem(first) or name_problem(second)
+        rows.append(PairRow(row_id(number), printable(first), printable(second), source_face, target_face, problem=problem))
     return rows
 
 

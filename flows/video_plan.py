@@ -352,7 +352,8 @@ def read_videos(manifest: str, *, source_face: int = 0, face: str = "largest") -
     if wrong or not (everyone.isdecimal() or Path(everyone).exists()):
         raise UsageError(f"--face {wrong or f'{printable(face)}: no such picture{near_path(face)}; give largest, a number or a picture'}")
     for record in read_rows(path, _COLUMNS, NEEDED):
-        problem, found = record.problem, {}
+        problem = record.problem
+        found: dict[str, str] = {}
         for role in NEEDED:
             found[role], wrong = path_cell(record, role, paths)
             problem = problem or wrong
@@ -361,7 +362,7 @@ def read_videos(manifest: str, *, source_face: int = 0, face: str = "largest") -
         cell = record.cells.get("face", "")
         who, wrong = _who(cell, paths) if cell else (everyone, "")
         problem = problem or (f"the cell face of row {record.number}: {wrong}" if wrong else "")
-        row = VideoRow(id=ids.take(record), **found, source_face=index, face=who)
+        row = VideoRow(id=ids.take(record), source=found["source"], video=found["video"], source_face=index, face=who)
         row.stage, row.reason = ("input", problem) if problem else ("", "")
         yield row
 
