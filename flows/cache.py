@@ -22,10 +22,11 @@ from flows.video_plan import VERSIONS
 from storage.prune import Pruning, Selection, made, prune
 from storage.run import RunFolder
 from storage.runs import Run, run_id
+from storage.spelling import near_miss, near_path
 from storage.store import Artifact, Damaged, Store
 from tasks.graph import UsageError
 
-_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _AGES = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -106,8 +107,12 @@ def prune_store(
     store = open_place(place)
     if shared_too and not run:
         raise UsageError("--with-shared goes with --run")
-    if stages and (unknown := set(stages) - _stages_of(store)):
-        raise UsageError(f"{unknown.pop()}: the store holds nothing of such a stage; `e4s cache list {place}` shows what it holds")
+    if stages:
+        held = _stages_of(store)
+        for stage in stages:
+            if stage not in held:
+                nothing = f"the store holds nothing of such a stage{near_miss(stage, held)}"
+                raise UsageError(f"--stage {stage}: {nothing}; `e4s cache list {place}` shows what it holds")
     if unused:
         _check_unused(store, place, run, stages)
     selection = Selection(
@@ -135,15 +140,16 @@ def open_place(place: str) -> Store:
     """The store at a URL or folder, or of a run folder. Raises UsageError if there is none."""
     store = open_store(folder, folder.read_settings()["store"]) if (folder := RunFolder(place)).settings.exists() else Store(place)
     if not store.exists():
-        raise UsageError(f"{place}: neither a run folder nor a store (no index in it)")
+        alike = "" if Path(place).exists() else near_path(place)
+        raise UsageError(f"{place}: neither a run folder nor a store (no index in it){alike}")
     return store
 
 
 def parse_size(text: str) -> int:
-    """`50GB`, `800 MiB`, `1000000` -> bytes."""
+    """`50GB`, `800 MiB`, `1000000B` -> bytes. Raises UsageError, for a number without a unit, too."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     if not found or found[2].upper() not in _SIZES:
-        raise UsageError(f"--max-size {text!r}: give a number with a unit, such as 50GB or 800MB")
+        raise UsageError(f"--max-size {text!r}: give a number with a unit (B, KB, MB, GB, TB, KiB, MiB, GiB or TiB), such as 50GB")
     return int(float(found[1]) * _SIZES[found[2].upper()])
 
 
@@ -214,7 +220,8 @@ def _registered(store: Store, run: str) -> Run:
     found = [one for one in runs if one.path in (run, path)] or [one for one in runs if name and one.id.startswith(name)]
     if not found:
         known = ", ".join(one.path for one in runs) or "none"
-        raise UsageError(f"--run {run}: no such run has used this store since it keeps account (known: {known})")
+        alike = near_miss(run, (one.path for one in runs))
+        raise UsageError(f"--run {run}: no such run has used this store since it keeps account{alike} (known: {known})")
     return found[-1]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import io
 import os
 import signal
 import socket
@@ -19,7 +20,8 @@ from types import FrameType
 
 from e4s_models.weights import WeightsError
 from flows.commands import cache, doctor, invert, manifest, models, pairs, report, stage, status, swap, synth, train, videos
-from flows.commands.options import EXIT_CODES, Parser
+from flows.commands.options import EXIT_CODES, EXIT_INTERRUPTED, Parser
+from flows.tables import printable
 from storage.run import RunError
 from storage.store import StoreError
 from tasks.graph import UsageError
@@ -27,7 +29,6 @@ from tasks.runner import DiskFull
 from tasks.stage import ItemError
 
 GRACE = 6.0  # s after SIGTERM for ending in order
-EXIT_INTERRUPTED = 130
 
 COMMANDS = (swap, invert, pairs, videos, manifest, synth, status, report, stage, models, train, cache, doctor)
 """In the order of `e4s --help`."""
@@ -35,7 +36,16 @@ COMMANDS = (swap, invert, pairs, videos, manifest, synth, status, report, stage,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        # a shell asks for completions (optional extra `completion`)
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # as stderr does: a path that is not UTF-8 can be printed
+        sys.stdout.reconfigure(errors="backslashreplace")
+    parsed = parser.parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = parsed.command
     signal.signal(signal.SIGTERM, _interrupt)
     _end_after_sigterm()
@@ -44,8 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, RunError, StoreError, WeightsError, ItemError, DiskFull) as error:
         print(f"e4s: {error}", file=sys.stderr)
         return 1
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        print(f"e4s: {printable(error.object)}: a name that is not UTF-8; rename it and repeat the command", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        kept = "what is finished is kept, the same command continues" if getattr(parsed, "run", "") else "repeat the command"
+        kept = "what is finished is kept, the same command continues" if getattr(parsed, "continues", False) else "repeat the command"
         print(f"\ne4s: interrupted; {kept}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:

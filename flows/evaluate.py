@@ -27,6 +27,7 @@ from flows.feature_stages import COMPARING, feature_config, feature_stage
 from flows.plan import open_store, pick_device, with_instructions
 from flows.progress import plural
 from storage.run import Row, RunError, RunFolder
+from storage.spelling import near_miss
 from storage.store import Artifact, Damaged, Store
 from tasks.align_near import STAGE as ALIGN_NEAR
 from tasks.frame import hash_file, probe
@@ -88,7 +89,7 @@ def _protocol(named: str | Protocol) -> Protocol:
     if isinstance(named, Protocol):
         return named
     if named not in PROTOCOLS:
-        raise UsageError(f"unknown protocol {named!r}; protocols are {', '.join(PROTOCOLS)}")
+        raise UsageError(f"unknown protocol {named!r}{near_miss(named, PROTOCOLS)}; protocols are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[named]
 
 

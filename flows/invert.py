@@ -13,6 +13,7 @@ import numpy as np
 
 from e4s_models.warp import resample
 from flows.engine import require_weights, use_threads
+from flows.pictures import require_picture
 from flows.plan import PAIR_NODES, pick_device
 from flows.profiles import check_effect, make_settings
 from flows.single import run_node
@@ -60,6 +61,7 @@ def invert(
     no face.
     """
     check_writable(Path(output), "-o")
+    require_picture(image)
     probe(image, max_pixels)
     settings = make_settings(profile, stages, changes, pick_device(device))
     elsewhere = {node.name for node in PAIR_NODES} - {node.name for node in NODES} - set(STAGES)  # nodes that a profile may set

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flows.inputs import row_id
 from flows.progress import plural
+from flows.tables import row_id
+from storage.spelling import near_path
 from storage.store import write_atomic
 from tasks.graph import UsageError
 
@@ -97,7 +98,7 @@ def celebamask_hq(folder: str | Path, out: str | Path, *, pairs: int = 500, seed
 def _test_numbers(folder: Path) -> tuple[list[int], str]:
     """Numbers of the test pictures, ascending, and how they were found."""
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; {UNPACKED}")
+        raise UsageError(f"{folder}: no such folder{near_path(folder)}; {UNPACKED}")
     if not (folder / MAPPING).is_file():
         inside = next((name for name in sorted(folder.iterdir()) if (name / MAPPING).is_file()), None)
         raise UsageError(f"{folder}: no {MAPPING} in it; {f'give {inside}' if inside else UNPACKED}")

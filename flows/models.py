@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from e4s_models.added import add, added_weight, check_request, convert, record, verify_added
+from e4s_models.added import add, added_weight, convert, record, verify_added
 from e4s_models.published import PUBLISHED, published
 from e4s_models.user_network import ROLES, add_user_network, user_convention, user_network_state
 from e4s_models.weights import DEFAULT_WEIGHTS, WEIGHTS, WeightsError, pull, remedies, verify
 from flows.console import plain_console
 from flows.plan import PAIR_NODES, PAIR_RESULT
 from flows.profiles import make_settings
-from tasks.graph import Graph
+from storage.spelling import near_miss, near_path
+from tasks.graph import Graph, UsageError
 
 
 def print_list() -> int:
@@ -48,6 +49,7 @@ def _weights_of(profile: str) -> set[str]:
 
 
 def pull_weights(names: Sequence[str], folder: str) -> int:
+    _check_names(names, [*WEIGHTS, *PUBLISHED, *ROLES])
     pulled = pull(names or None, source_folder=Path(folder) if folder else None)
     for result in pulled:
         print(f"{result.name}: {result.path}")
@@ -57,7 +59,9 @@ def pull_weights(names: Sequence[str], folder: str) -> int:
 def add_published(folder: str, names: Sequence[str], replace: bool) -> int:
     """Convert published checkpoints, each on its own; 2 if one does not fit or a named one is not in the folder."""
     source = Path(folder)
-    check_request(source, names)
+    _check_names(names, PUBLISHED)
+    if not source.is_dir():
+        raise UsageError(f"{source}: no such folder{near_path(source)}; give the authors' checkpoint folder")
     states: dict[str, str] = {}
     failed = []
     for name in names or PUBLISHED:
@@ -78,6 +82,13 @@ def add_published(folder: str, names: Sequence[str], replace: bool) -> int:
     return 2 if absent or failed else 0
 
 
+def _check_names(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise UsageError for a name that is not known, with the one that may be meant."""
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown network {name!r}{near_miss(name, known)}; choose from {', '.join(known)}")
+
+
 def _note(name: str, state: str, folder: str) -> str:
     if state == "absent":
         return f" ({published(name).file} is not in {folder})"
@@ -87,6 +98,7 @@ def _note(name: str, state: str, folder: str) -> str:
 
 def add_network(role: str, file: str, convention: str, replace: bool) -> int:
     """Register the user's own file for an evaluation network and say under which convention."""
+    _check_names([role], ROLES)
     state = add_user_network(role, Path(file), Path(convention) if convention else None, replace=replace)
     wanted = user_convention(role)
     print(
@@ -98,12 +110,14 @@ def add_network(role: str, file: str, convention: str, replace: bool) -> int:
 
 def convert_published(file: str, name: str, output: str) -> int:
     """Convert one published file without registering it."""
+    _check_names([name], PUBLISHED)
     print(f"{output}: sha256 {convert(Path(file), name, Path(output))}")
     return 0
 
 
 def verify_weights(names: Sequence[str]) -> int:
     """Hash weights anew, by default all and everything that was added; 2 if one that is named, or needed by default, is not as declared."""
+    _check_names(names, [*WEIGHTS, *PUBLISHED, *ROLES])
     roles = [role for role in ROLES if role in names]
     states = verify([name for name in names if name not in roles] if names else None)
     for name, state in states.items():

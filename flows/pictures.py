@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.parquet import read_parquet
+from storage.spelling import near_path
 from storage.store import write_atomic
 from tasks.frame import hash_file, probe
-from tasks.graph import Image
+from tasks.graph import Image, UsageError
 from tasks.runner import cpu_threads
 from tasks.stage import ItemError
 
@@ -38,6 +39,12 @@ _SCHEMA = pa.schema(
 
 Seen = tuple[int, int, int, int, int]
 """size, mtime_ns, ctime_ns, inode, device: what the file system says of a file."""
+
+
+def require_picture(path: str) -> None:
+    """Raise UsageError if a picture that the command line names is not there: a mistyped path is the whole command's fault."""
+    if not Path(path).exists():
+        raise UsageError(f"{path}: no such picture{near_path(path)}; correct its path")
 
 
 class Pictures:

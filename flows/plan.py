@@ -22,6 +22,7 @@ from flows.stale import clear_outputs, put_aside, remove_stale
 from storage.files import store_url
 from storage.run import AnyRow, BaseRow, DamagedFile, Row, RunError, RunFiles, RunFolder, unlock
 from storage.runs import Lease
+from storage.spelling import near_miss
 from storage.store import Artifact, Damaged, Store, write_atomic
 from tasks.frame import MAX_PIXELS, hash_file
 from tasks.graph import Graph, Image, Item, Node, Ref, Settings, UsageError
@@ -184,8 +185,9 @@ class BaseRequest:
         for name, least in (("max_attempts", 1), ("chunk", 1), ("workers", 0), ("threads", 0), ("max_pixels", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
-        if unknown := set(self.retry) - {"failed", "quarantined"}:
-            raise UsageError(f"--retry {unknown.pop()!r}: choose failed or quarantined")
+        for word in self.retry:
+            if word not in ("failed", "quarantined"):
+                raise UsageError(f"--retry {word!r}{near_miss(word, ('failed', 'quarantined'))}: choose failed or quarantined")
         if self.dask and not self.remote and self.processes < 1:
             raise UsageError(
                 f"--dask {self.dask!r}: give tcp://HOST:PORT of a running scheduler, or local:N for N processes here, N at least 1"
@@ -284,7 +286,7 @@ def pick_device(wanted: str, remote: bool = False) -> str:
     With `remote` workers, which are asked for their GPUs later, `auto` means cpu.
     """
     if wanted not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {wanted!r}: choose auto, cpu or cuda")
+        raise UsageError(f"--device {wanted!r}{near_miss(wanted, ('auto', 'cpu', 'cuda'))}: choose auto, cpu or cuda")
     if wanted == "cpu" or remote:
         return "cuda" if wanted == "cuda" else "cpu"
     if wanted == "auto" and not Path("/proc/driver/nvidia/version").exists() and not shutil.which("nvidia-smi"):

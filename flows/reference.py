@@ -11,6 +11,7 @@ from rich.table import Table
 
 from e4s_models.published import PUBLISHED, Array, Check, check_reference, compare
 from flows.console import plain_console
+from storage.spelling import near_path
 from tasks.blend import multiband_blend
 from tasks.graph import UsageError
 from tasks.swap import recompose_mask
@@ -20,7 +21,7 @@ def check_all(folder: str) -> int:
     """Print a line per output of every case in `folder`; 0 if all agree, 1 if any does not. Raises UsageError."""
     path = Path(folder)
     if not path.is_dir():
-        raise UsageError(f"{path}: no such folder; give the one that holds NAME.json and NAME_case0.npz")
+        raise UsageError(f"{path}: no such folder{near_path(path)}; give the one that holds NAME.json and NAME_case0.npz")
     table = Table("network", "case", "output", "error", "limit", "")
     failed = count = 0
     for check in _checks(path):

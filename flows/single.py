@@ -12,6 +12,7 @@ from flows.engine import use_threads
 from flows.finished import FinishedRun, item_of
 from storage.codec import encode_png
 from storage.run import RunFolder, check_writable
+from storage.spelling import near_miss
 from storage.store import Damaged, write_atomic
 from tasks.frame import ImageFile
 from tasks.graph import Graph, UsageError
@@ -39,9 +40,9 @@ def run_stage(
     finished = FinishedRun(RunFolder(run), stages or (), changes or ())
     graph = finished.graph
     if node not in graph.stages:
-        raise UsageError(f"unknown stage {node!r}; this run has {', '.join(graph.all_nodes)}")
+        raise UsageError(f"unknown stage {node!r}{near_miss(node, graph.all_nodes)}; this run has {', '.join(graph.all_nodes)}")
     if item not in finished.rows:
-        raise UsageError(f"{run}: no pair {item!r}; see `e4s status {run}`")
+        raise UsageError(f"{run}: no pair {item!r}{near_miss(item, finished.rows)}; see `e4s status {run}`")
     row = finished.rows[item]
     of = graph.all_nodes[node].of
     works = finished.works(row)

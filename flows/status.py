@@ -216,7 +216,7 @@ def tries(row: BaseRow) -> str:
 
 
 def follow(run: str) -> int:
-    """Show a run as it goes on, until its process ends; exit code as `print_status`. Reads only, so it may stop at any time."""
+    """Show a run as it goes on, until its process ends; exit code as `print_status`, or 130 for Ctrl-C. Reads only."""
     folder = open_run(run)
     folder.read_settings()
     state, at = RunState(), 0

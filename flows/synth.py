@@ -21,8 +21,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from e4s_models.weights import weight_digest
-from flows.inputs import row_id
 from flows.manifests import distinct_pairs
+from flows.tables import row_id
 from storage.parquet import read_parquet
 from storage.store import write_atomic
 from tasks.encode import GENERATOR, GENERATOR_WEIGHT, MANIFEST, W_DIGEST, w_digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,19 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-import pyarrow as pa
-
 from e4s_models.weights import weight_digest
 from flows.attempts import Attempts
-from flows.inputs import check_id
 from flows.pictures import Pictures
 from flows.plan import PAIR_NODES, BaseRequest, Holding, environment, open_store, pick_device, read_previous, stands, with_instructions
 from flows.profiles import check_effect, make_settings
 from flows.stale import remove_stale
+from flows.tables import Ids, PathCells, find_manifest, path_cell, printable, read_rows, whole_number
 from flows.video_survey import set_known_failures_aside
 from storage.keys import digest
-from storage.parquet import read_parquet
 from storage.runs import Lease
+from storage.spelling import near_miss, near_path, nearest
 from storage.store import Store
 from storage.video_run import KIND, VideoRow, VideoRunFolder
 from tasks.graph import Graph, Image, Item, Ref, Settings, UsageError, configured, library_version, make_config, needed, pick_backend
@@ -54,6 +51,9 @@ CONFIGS: Final[Mapping[str, type]] = {
 VERSIONS: Final = {"probe": 1, "sound": 1, "detect": 1, "track": 1, "tuning": 1, "segment": 2}
 """Raise one whenever the bytes of that artifact change for the same inputs and settings."""
 
+NEEDED: Final = ("source", "video")
+_COLUMNS: Final = ("id", *NEEDED, "source_face", "face")
+
 _LIBRARIES: Final = ("av", "numpy", "opencv-python-headless")
 
 
@@ -67,7 +67,7 @@ class VideoRequest(BaseRequest):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep not in ("all", "final"):
-            raise UsageError(f"--keep {self.keep!r}: choose all or final")
+            raise UsageError(f"--keep {self.keep!r}{near_miss(self.keep, ('all', 'final'))}: choose all or final")
 
 
 @dataclass(frozen=True)
@@ -344,54 +344,37 @@ def read_videos(manifest: str, *, source_face: int = 0, face: str = "largest") -
     """Videos of a manifest, .csv or .parquet, with the columns source and video and maybe id, source_face and face.
 
     Relative paths are resolved from its own folder, that of the argument `face` from the working folder. A row with an empty or wrong
-    cell, or with the id of an earlier row, fails with a reason; anything wrong with the whole raises UsageError.
+    cell fails with a reason; anything wrong with the whole, such as an id that stands twice, raises UsageError.
     """
-    path = Path(manifest)
-    cells = _read_manifest(path)
-    seen: set[str] = set()
-    for number, cell in enumerate(cells):
-        text = {name: str(value).strip() for name, value in cell.items() if value not in (None, "")}
-        name, problem = check_id(number, text.get("id")), ""
-        if name in seen:
-            problem = f"row {number + 1} has the id {name!r} of an earlier row; ids must be unique, or leave the column out"
-            name = f"{name}#{number + 1}"
-        seen.add(name)
-        for role in ("source", "video"):
-            if role not in text:
-                problem = problem or f"the cell {role} is empty in row {number + 1}; fill it in"
-        index = text.get("source_face", str(source_face))
-        if not index.isdecimal():
-            problem, index = problem or f"source_face must be a whole number, got {index!r} in row {number + 1}", "0"
-        who = _who(text["face"], path.parent) if "face" in text else _who(face, Path())
-        source, video = (str((path.parent / text[role]).absolute()) if role in text else "" for role in ("source", "video"))
-        row = VideoRow(id=name, source=source, video=video, source_face=int(index), face=who)
+    path = find_manifest(manifest, "videos", NEEDED)
+    paths, ids = PathCells(path.parent), Ids(path)
+    everyone, wrong = _who(face, PathCells(Path()))
+    if wrong or not (everyone.isdecimal() or Path(everyone).exists()):
+        raise UsageError(f"--face {wrong or f'{printable(face)}: no such picture{near_path(face)}; give largest, a number or a picture'}")
+    for record in read_rows(path, _COLUMNS, NEEDED):
+        problem = record.problem
+        found: dict[str, str] = {}
+        for role in NEEDED:
+            found[role], wrong = path_cell(record, role, paths)
+            problem = problem or wrong
+        index, wrong = whole_number("source_face", record.cells.get("source_face", ""), source_face)
+        problem = problem or (f"{wrong} in row {record.number}" if wrong else "")
+        cell = record.cells.get("face", "")
+        who, wrong = _who(cell, paths) if cell else (everyone, "")
+        problem = problem or (f"the cell face of row {record.number}: {wrong}" if wrong else "")
+        row = VideoRow(id=ids.take(record), source=found["source"], video=found["video"], source_face=index, face=who)
         row.stage, row.reason = ("input", problem) if problem else ("", "")
         yield row
 
 
-def _who(cell: str, folder: Path) -> str:
-    """largest or a number -> the number; else the path of a picture."""
-    if cell == "largest":
-        return "0"
-    return str(int(cell)) if cell.isdecimal() else str((folder / cell).absolute())
-
-
-def _read_manifest(path: Path) -> list[dict[str, Any]]:
-    if path.suffix not in (".csv", ".parquet") or not path.is_file():
-        raise UsageError(f"{path}: no such manifest; give a .csv or .parquet file with the columns source and video")
-    try:
-        if path.suffix == ".parquet":
-            table = read_parquet(path)
-            names, rows = list(table.schema.names), list(table.to_pylist())
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, restkey="(no header)")
-                rows, names = list(reader), [str(name) for name in reader.fieldnames or ()]
-    except (pa.ArrowException, csv.Error, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path}: the manifest cannot be read ({error})") from None
-    missing = [name for name in ("source", "video") if name not in names]
-    if missing:
-        raise UsageError(f"{path}: the manifest has no column {' and no column '.join(missing)} (it has {', '.join(names) or 'none'})")
-    if not rows:
-        raise UsageError(f"{path}: the manifest has no rows")
-    return rows
+def _who(cell: str, paths: PathCells) -> tuple[str, str]:
+    """Return who is swapped, of largest, a number or the path of a picture: the number or the path; and a problem, or ""."""
+    if cell.casefold() == "largest":
+        return "0", ""
+    number, no_number = whole_number("face", cell, 0)
+    if cell[:1].isdigit() and not no_number:
+        return str(number), ""
+    found, problem = paths.find(cell)
+    if not problem and not Path(found).exists() and nearest(cell, ("largest",)):
+        problem = f"{cell}: no such picture (did you mean largest?)"
+    return found, problem

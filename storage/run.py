@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.parquet import open_parquet, read_parquet
+from storage.spelling import near_path
 from storage.store import write_atomic
 
 MANIFEST_SCHEMA = pa.schema(
@@ -174,7 +175,8 @@ class RunFiles(Generic[AnyRow]):
         try:
             return dict(json.loads(self.settings.read_bytes()))
         except FileNotFoundError:
-            raise RunError(f"{self.path}: not a run folder (no run.json); give the folder that was named by --run") from None
+            alike = "" if self.path.exists() else near_path(self.path)
+            raise RunError(f"{self.path}: not a run folder (no run.json){alike}; give the folder that was named by --run") from None
         except (ValueError, TypeError):
             raise DamagedFile(f"{self.settings}: cannot be read as JSON; repeat the run's command to write it again") from None
 

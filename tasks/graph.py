@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from e4s_models.weights import weight_digest
 from storage.keys import canonical, digest
+from storage.spelling import near_miss
 from tasks.stage import Stage
 
 STAGES = ("align", "mesh", "reenact", "parse", "light", "encode", "tune", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
@@ -96,7 +97,7 @@ class Settings:
 def backends(stage: str) -> Mapping[str, Stage]:
     """All backends of a stage, the default first. Raises UsageError for an unknown stage."""
     if stage not in STAGES:
-        raise UsageError(f"unknown stage {stage!r}; stages are {', '.join(STAGES)}")
+        raise UsageError(f"unknown stage {stage!r}{near_miss(stage, STAGES)}; stages are {', '.join(STAGES)}")
     modules = [importlib.import_module(name) for name in (f"tasks.{stage}", *MORE_BACKENDS.get(stage, ()))]
     return {name: backend for module in modules for name, backend in module.BACKENDS.items()}
 
@@ -112,7 +113,7 @@ def pick_backend(stage: str, name: str | None) -> Stage:
     if name is None:
         return next(iter(choices.values()))
     if name not in choices:
-        raise UsageError(f"stage {stage} has no backend {name!r}; choose one of {', '.join(choices)}")
+        raise UsageError(f"stage {stage} has no backend {name!r}{near_miss(name, choices)}; choose one of {', '.join(choices)}")
     return choices[name]
 
 
@@ -125,7 +126,8 @@ def _outside_backend(stage: str, name: str) -> Stage:
     found = choices.get(name)
     if not found or (found.name, found.backend) != (stage, name):
         fitting = [key for key, backend in choices.items() if backend.name == stage]
-        raise UsageError(f"stage {stage}: {module}.BACKENDS has no backend {name!r} of it; it has {', '.join(fitting) or 'none'}")
+        has_none = f"{module}.BACKENDS has no backend {name!r} of it{near_miss(name, fitting)}"
+        raise UsageError(f"stage {stage}: {has_none}; it has {', '.join(fitting) or 'none'}")
     return found
 
 
@@ -141,7 +143,7 @@ def configured(config: type, options: Mapping[str, Any], name: str, owner: str) 
     changed: dict[str, Any] = {}
     for setting, value in options.items():
         if setting not in known:
-            raise UsageError(f"{owner} has no setting {setting!r}; it has {', '.join(known) or 'none'}")
+            raise UsageError(f"{owner} has no setting {setting!r}{near_miss(setting, known)}; it has {', '.join(known) or 'none'}")
         want = type(getattr(default, setting))
         if want is float and type(value) is int:
             value = float(value)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from storage.spelling import near_miss, nearest
 
 if TYPE_CHECKING:
     from flows.plan import Request
@@ -13,11 +14,29 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction["Parser"]
 
+EXIT_INTERRUPTED = 130
 EXIT_CODES = "exit codes: 0 all done, 1 usage or program error, 2 some items failed (listed), 130 interrupted"
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Names the default of every option that has one and does not name it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        shown = action.option_strings and action.nargs != 0 and action.default not in (None, "", [], argparse.SUPPRESS)
+        return f"{text} (default %(default)s)" if text and shown and "default" not in text else text
+
+
 class Parser(argparse.ArgumentParser):
-    """One sentence and exit code 1 for arguments that are wrong."""
+    """One sentence and exit code 1 for arguments that are wrong. An option is written out: a beginning of it is refused."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **options})
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, f"invalid choice {value!r}{near_miss(str(value), choices)}; choose {', '.join(choices)}")
 
     def error(self, message: str) -> NoReturn:
         print(f"e4s: {message} (see {self.prog} --help)", file=sys.stderr)
@@ -28,8 +47,8 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
-            alike = [f"{option}?" for word in unknown[:1] for option in get_close_matches(word.partition("=")[0], options, n=1)]
-            self.error(f"unrecognized arguments: {' '.join(unknown)}" + "".join(f"; did you mean {option}" for option in alike))
+            alike = nearest(unknown[0].partition("=")[0], options)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {alike}?" if alike else ""))
         return parsed, unknown
 
 
@@ -71,7 +90,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--set encode_driven.steps=STEPS",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda without a GPU is an error")
-    parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused")
+    parser.add_argument("--max-pixels", type=int, default=120_000_000, help="pictures with more pixels are refused, width x height px")
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
     )
     pairs.add_argument("--max-attempts", type=int, default=3, help="failed attempts after which a pair is quarantined (default 3)")
     pairs.add_argument("--why", action="store_true", help="say what would be computed and why, and stop")
-    pairs.set_defaults(command=_pairs)
+    pairs.set_defaults(command=_pairs, continues=True)
 
 
 def _pairs(arguments: argparse.Namespace) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
-from flows.commands.options import EXIT_CODES, Choose
+from flows.commands.options import EXIT_CODES, EXIT_INTERRUPTED, Choose
 
 if TYPE_CHECKING:
     from flows.commands.options import Commands
@@ -44,4 +45,10 @@ def _status(arguments: argparse.Namespace) -> int:
         )
     if arguments.failed:
         return print_failed(arguments.run)
-    return follow(arguments.run) if arguments.follow else print_status(arguments.run)
+    if not arguments.follow:
+        return print_status(arguments.run)
+    try:
+        return follow(arguments.run)
+    except KeyboardInterrupt:
+        print(f"\ne4s: no longer followed; the run itself goes on, `e4s status {arguments.run}` shows it", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -28,6 +28,7 @@ def add(commands: Commands) -> None:
 
 def _swap(arguments: argparse.Namespace) -> int:
     from flows.engine import execute
+    from flows.pictures import require_picture
     from flows.plan import make_plan
     from flows.progress import terminal_progress
     from storage.store import write_atomic
@@ -38,6 +39,8 @@ def _swap(arguments: argparse.Namespace) -> int:
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"{output}: not a file name in an existing folder")
     check_writable(output.parent, "-o")
+    for path in (arguments.source, arguments.target):
+        require_picture(path)
     with tempfile.TemporaryDirectory(prefix="e4s-") as temporary:
         run = Path(arguments.run or temporary)
         manifest = run / "pair.csv"
@@ -69,4 +72,4 @@ def _one_pair(source: Path, target: Path) -> bytes:
 
     text = io.StringIO()
     csv.writer(text).writerows([("id", "source", "target"), ("swap", source.absolute(), target.absolute())])
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="surrogateescape")

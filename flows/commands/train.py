@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
     rgi.add_argument("--objective-minutes", type=float, default=0.0, help="end that part by then (0: no limit)")
     rgi.add_argument("--seed", type=int, default=0, help="decides people, augmentation and order")
     rgi.add_argument("--device", default="auto", help="auto, cpu or cuda: where the objective part runs; the others run on the CPU")
-    rgi.set_defaults(command=_train_rgi)
+    rgi.set_defaults(command=_train_rgi, continues=True)
 
 
 def _train_rgi(arguments: argparse.Namespace) -> int:

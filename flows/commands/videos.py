@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
     videos.add_argument("--retry", action="append", default=[], choices=("failed", "quarantined"), help="as for pairs")
     videos.add_argument("--max-attempts", type=int, default=3, help="failed attempts after which a video is quarantined (default 3)")
     videos.add_argument("--why", action="store_true", help="say what would be computed and why, and stop")
-    videos.set_defaults(command=_videos)
+    videos.set_defaults(command=_videos, continues=True)
 
 
 def _videos(arguments: argparse.Namespace) -> int:

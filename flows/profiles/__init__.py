@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from storage.spelling import near_miss, near_path
 from tasks.graph import STAGES, Graph, Settings, UsageError, pick_backend
 
 
@@ -22,7 +23,9 @@ def read_profile(name: str) -> Mapping[str, Mapping[str, Any]]:
         text = Path(name).read_text("utf-8") if name.endswith(".toml") else (files(__name__) / f"{name}.toml").read_text("utf-8")
         return tomllib.loads(text)
     except (OSError, UnicodeDecodeError):
-        raise UsageError(f"unknown profile {name!r}; profiles are {', '.join(profile_names())}, or give the path of a .toml file") from None
+        alike = near_path(name) if name.endswith(".toml") else near_miss(name, profile_names())
+        known = f"profiles are {', '.join(profile_names())}, or give the path of a .toml file"
+        raise UsageError(f"unknown profile {name!r}{alike}; {known}") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"profile {name}: {error}") from None
 

@@ -114,6 +114,7 @@ def test_prune_what_no_run_uses(place: str, tmp_path: Path, capsys: Text) -> Non
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
+        (["--max-size", "50"], "--max-size '50': give a number with a unit"),
         (["--max-size", "lots"], "--max-size 'lots': give a number with a unit"),
         (["--older-than", "30"], "--older-than '30': give a number with a unit"),
         (["--stage", "swop"], "swop: the store holds nothing of such a stage"),
@@ -138,7 +139,7 @@ def test_no_store_there(tmp_path: Path, capsys: Text, action: str) -> None:
 
 
 def test_sizes_and_ages() -> None:
-    assert [parse_size(text) for text in ("50GB", "1.5 MiB", "800kb", "12")] == [50 * 10**9, 3 * 2**19, 800_000, 12]
+    assert [parse_size(text) for text in ("50GB", "1.5 MiB", "800kb", "12B")] == [50 * 10**9, 3 * 2**19, 800_000, 12]
     assert [parse_age(text) for text in ("30d", "12h", "2w", "45m")] == [30 * 86400, 43200, 14 * 86400, 2700]
     with pytest.raises(UsageError):
         parse_size("GB")

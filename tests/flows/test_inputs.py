@@ -19,21 +19,6 @@ from tasks.graph import Image
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_an_id_that_stands_twice_is_an_error_row_and_the_first_counts(tmp_path: Path, kind: str) -> None:
-    rows = [("x", "a.png", "b.png"), ("y", "a.png", "b.png"), ("x", "c.png", "d.png"), ("x", "a.png", "b.png")]
-    path = tmp_path / f"pairs.{kind}"
-    if kind == "csv":
-        path.write_text("id,source,target\n" + "".join(",".join(row) + "\n" for row in rows))
-    else:
-        pq.write_table(pa.table(dict(zip(("id", "source", "target"), zip(*rows, strict=True), strict=True))), path)
-    found = read_pairs(str(path))
-    assert [pair.id for pair in found] == ["x", "y", "x#3", "x#4"]
-    assert [bool(pair.problem) for pair in found] == [False, False, True, True]
-    assert "row 3 has the id 'x' of an earlier row" in found[2].problem
-    assert found[0].source == str(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_manifest_may_name_true_pictures_and_then_needs_all(tmp_path: Path, kind: str) -> None:
     columns = {"source": ["a.png"] * 2, "target": ["b.png"] * 2, "truth": ["true/c.png", ""]}
     path = tmp_path / f"pairs.{kind}"

@@ -49,7 +49,7 @@ def test_the_known_code_inverts_best(people_folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["nowhere.png"], 2, "nowhere.png"),
+        (["nowhere.png"], 1, "nowhere.png: no such picture"),
         (["{noise}"], 2, "no face"),
         (["{person}", "--refine", "-1"], 1, "steps must be 0 to"),
         (["{person}", "--stage", "encode=rgi"], 1, "encode"),

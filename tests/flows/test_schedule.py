@@ -144,7 +144,7 @@ def terminal(people_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         schedules = {deployment["name"]: deployment["schedules"] for deployment in terminal.ask("deployments", {})}
         assert {name: [(s["schedule"]["cron"], s["active"]) for s in found] for name, found in schedules.items()} == {
             "pairs": [("0 1 * * *", True)],
-            "videos": [("0 1 * * *", True)],
+            "videos": [("0 1 * * *", False)],
             "report": [("0 6 * * *", True)],
             "pairs-gpu": [],
         }
