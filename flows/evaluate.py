@@ -331,13 +331,16 @@ class _Pairs:
 
 def _item(run: _Run, row: Row, probed: bool = False) -> Item:
     pictures = {
-        "source": (row.source, row.source_sha256, row.source_face),
-        "target": (row.target, row.target_sha256, row.target_face),
-        "swapped": (run.outputs[row.id], row.output_sha256, 0),
+        "source": (row.source, row.source_sha256, row.source_face, row.source_reading),
+        "target": (row.target, row.target_sha256, row.target_face, row.target_reading),
+        "swapped": (run.outputs[row.id], row.output_sha256, 0, ""),
     }
     if row.truth:
-        pictures["truth"] = (row.truth, row.truth_sha256, row.target_face)
-    return Item(row.id, {role: Image(*found, _pixels(found[0], run) if probed else 0) for role, found in pictures.items()})
+        pictures["truth"] = (row.truth, row.truth_sha256, row.target_face, "")
+    images = {}
+    for role, (path, sha256, face, reading) in pictures.items():
+        images[role] = Image(path, sha256, face, _pixels(path, run) if probed else 0, reading)
+    return Item(row.id, images)
 
 
 def _place(network: str, read: Read) -> Ref:

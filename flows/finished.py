@@ -61,5 +61,6 @@ class FinishedRun:
 
 def item_of(row: Row) -> Item:
     """The item that a manifest row describes."""
-    source = Image(row.source, row.source_sha256, row.source_face)
-    return Item(row.id, {"source": source, "target": Image(row.target, row.target_sha256, row.target_face)})
+    source = Image(row.source, row.source_sha256, row.source_face, reading=row.source_reading)
+    target = Image(row.target, row.target_sha256, row.target_face, reading=row.target_reading)
+    return Item(row.id, {"source": source, "target": target})

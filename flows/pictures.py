@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from storage.parquet import read_parquet
 from storage.spelling import near_path
 from storage.store import write_atomic
-from tasks.frame import hash_file, probe
+from tasks.frame import Header, hash_file, read_header
 from tasks.graph import Image, UsageError
 from tasks.runner import cpu_threads
 from tasks.stage import ItemError
@@ -34,11 +34,15 @@ _SCHEMA = pa.schema(
         *((name, pa.uint64()) for name in ("inode", "device")),
         ("sha256", pa.string()),
         ("pixels", pa.int64()),
+        ("reading", pa.string()),  # see `tasks.frame.Header`
     ]
 )
 
 Seen = tuple[int, int, int, int, int]
 """size, mtime_ns, ctime_ns, inode, device: what the file system says of a file."""
+
+Known = tuple[Seen, str, int, str]
+"""What the file system says of a file, its sha256, pixels and reading."""
 
 
 def require_picture(path: str) -> None:
@@ -50,11 +54,11 @@ def require_picture(path: str) -> None:
 class Pictures:
     """The pictures of one run; what is known of them lies in `file`, which may be missing or damaged."""
 
-    def __init__(self, file: Path, max_pixels: int, *, trust: bool = True, probe: Callable[[str, int], tuple[int, int]] = probe) -> None:
-        """`trust`: believe what is remembered of files at rest; else read all. `probe`: (path, max_pixels) -> height, width px."""
+    def __init__(self, file: Path, max_pixels: int, *, trust: bool = True, probe: Callable[[str, int], Header] = read_header) -> None:
+        """`trust`: believe what is remembered of files at rest; else read all. `probe`: (path, max_pixels) -> the header."""
         self._file, self._max_pixels, self._probe = file, max_pixels, probe
-        self._known: dict[str, tuple[Seen, str, int]] = _read(file) if trust else {}
-        self._fresh: dict[str, tuple[Seen, str, int]] = {}
+        self._known: dict[str, Known] = _read(file) if trust else {}
+        self._fresh: dict[str, Known] = {}
 
     def find(self, paths: Iterable[str]) -> dict[str, Image | str]:
         """Path -> its identity, or the sentence that says what is wrong with it."""
@@ -68,8 +72,8 @@ class Pictures:
         """Write down what was found, if it differs from what was known."""
         if self._fresh == self._known:
             return
-        seen = list(zip(*(facts for facts, _, _ in self._fresh.values()), strict=True)) or [()] * 5
-        rest = [[sha256 for _, sha256, _ in self._fresh.values()], [pixels for _, _, pixels in self._fresh.values()]]
+        seen = list(zip(*(known[0] for known in self._fresh.values()), strict=True)) or [()] * 5
+        rest = list(zip(*(known[1:] for known in self._fresh.values()), strict=True)) or [()] * 3
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_arrays([pa.array(c) for c in (list(self._fresh), *seen, *rest)], schema=_SCHEMA), buffer)
         write_atomic(self._file, buffer.getvalue())
@@ -83,14 +87,14 @@ class Pictures:
         known = self._known.get(path)
         if known and known[0] == seen and known[2] <= self._max_pixels:
             self._fresh[path] = known
-            return Image(path, known[1], pixels=known[2])
+            return Image(path, known[1], pixels=known[2], reading=known[3])
         try:
-            height, width = self._probe(path, self._max_pixels)
-            image = Image(path, hash_file(path), pixels=height * width)
+            header = self._probe(path, self._max_pixels)
+            image = Image(path, hash_file(path), pixels=header.height * header.width, reading=header.reading)
         except ItemError as error:
             return str(error)
         if seen and max(seen[1:3]) < (now - REST_SECONDS) * 1e9:
-            self._fresh[path] = seen, image.sha256, image.pixels
+            self._fresh[path] = seen, image.sha256, image.pixels, image.reading
         return image
 
 
@@ -102,10 +106,12 @@ def _seen(path: str) -> Seen | None:
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev
 
 
-def _read(file: Path) -> dict[str, tuple[Seen, str, int]]:
+def _read(file: Path) -> dict[str, Known]:
     try:
         table = read_parquet(file.read_bytes(), _SCHEMA)
     except (OSError, pa.ArrowException):
         return {}
-    paths, *seen, sha256s, pixels = (column.to_pylist() for column in table.columns)
-    return dict(zip(paths, zip(zip(*seen, strict=True), sha256s, pixels, strict=True), strict=True))
+    paths, *seen, sha256s, pixels, readings = (column.to_pylist() for column in table.columns)
+    if None in readings:
+        return {}  # written by a version that did not tell them apart
+    return dict(zip(paths, zip(zip(*seen, strict=True), sha256s, pixels, readings, strict=True), strict=True))

@@ -20,13 +20,15 @@ from flows.pictures import Pictures
 from flows.profiles import check_effect, make_settings
 from flows.stale import clear_outputs, put_aside, remove_stale
 from storage.files import store_url
+from storage.keys import digest_bytes
 from storage.run import AnyRow, BaseRow, DamagedFile, Row, RunError, RunFiles, RunFolder, unlock
 from storage.runs import Lease
 from storage.spelling import near_miss
 from storage.store import Artifact, Damaged, Store, write_atomic
-from tasks.frame import MAX_PIXELS, hash_file
+from tasks.frame import MAX_PIXELS, ImageFile, hash_file
 from tasks.graph import Graph, Image, Item, Node, Ref, Settings, UsageError
 from tasks.instructions import CHOSEN, instruction_set
+from tasks.properties import read_properties, with_properties
 from tasks.runner import ChunkJob, Keep, cpu_threads, failure, notes_of
 from tasks.stage import ItemError
 
@@ -344,6 +346,7 @@ def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -
         item = _item(pair, found)
         every.append(item)
         row.source_sha256, row.target_sha256 = item.images["source"].sha256, item.images["target"].sha256
+        row.source_reading, row.target_reading = item.images["source"].reading, item.images["target"].reading
         if isinstance(truth := found.get("truth"), Image):
             row.truth_sha256 = truth.sha256
         row.key = graph.works(item)[graph.final[0], ""].key
@@ -366,7 +369,8 @@ def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -
     left = {item.id for item in todo}
     for item in items:
         if item.id not in left:
-            rows[item.id].note = notes_of(graph, store, graph.works(item), known, {})
+            limits = notes_of(graph, store, graph.works(item), known, {})
+            rows[item.id].note = "; ".join(filter(None, (limits, rows[item.id].note)))
     todo = _to_try(request, graph, store, attempts, rows, todo, known, dry)
     attempts.unreadable(unreadable)
     done = sum(row.status == "done" for row in rows.values())
@@ -382,14 +386,24 @@ def keys_of(graph: Graph, items: Iterable[Item]) -> Iterator[str]:
 
 
 def export(folder: RunFolder, store: Store, row: Row, artifact: Artifact) -> None:
-    """Put a finished result into the run's outputs and say so in its row; another file there is moved to RUN/replaced. Raises Damaged."""
+    """Put a finished result into the run's outputs and say so in its row; another file there is moved to RUN/replaced. Raises Damaged.
+
+    The output is the stored result with what the target's file says beside its pixels: colours, EXIF, density.
+    """
     output = f"outputs/{row.id}.png"
     data = store.read_bytes(artifact, PAIR_RESULT[1])
-    put_aside(folder, folder.path / output, artifact.payloads[PAIR_RESULT[1]].sha256)
+    try:
+        properties = read_properties(ImageFile(row.target, row.target_sha256, sys.maxsize))
+    except ItemError as error:
+        row.status, row.stage, row.reason = "failed", "input", f"target: {error}"
+        return
+    data = with_properties(data, properties)
+    sha256 = digest_bytes(data)
+    put_aside(folder, folder.path / output, sha256)
     write_atomic(folder.path / output, data)
-    row.status, row.output, row.output_size = "done", output, len(data)
-    row.output_sha256 = artifact.payloads[PAIR_RESULT[1]].sha256
+    row.status, row.output, row.output_size, row.output_sha256 = "done", output, len(data), sha256
     row.stage = row.reason = ""
+    row.note = "; ".join(filter(None, (row.note, *properties.lost)))
 
 
 def describe(plan: Plan) -> dict[str, object]:
@@ -460,7 +474,7 @@ def _item(pair: PairRow, found: dict[str, Image | str | None]) -> Item:
     for role, face in (("source", pair.source_face), ("target", pair.target_face)):
         image = found[role]
         assert isinstance(image, Image)
-        images[role] = Image(image.path, image.sha256, face, image.pixels)
+        images[role] = replace(image, face_index=face)
     return Item(pair.id, images)
 
 

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
 
+from storage.codec import without_chunks
+from storage.keys import digest_bytes
 from storage.run import AnyRow, BaseRow, RunFiles
 from storage.store import Damaged, Store
 from tasks.frame import hash_file
+from tasks.properties import ADDED_CHUNKS
 from tasks.stage import ItemError
 
 REPLACED = "replaced"  # in the run folder
@@ -29,7 +32,8 @@ def remove_stale(folder: RunFiles[AnyRow], before: Iterable[AnyRow], rows: Mappi
 def clear_outputs(folder: RunFiles[AnyRow], rows: Iterable[AnyRow], store: Store | None) -> None:
     """Take the outputs of these rows away so that others can be written there. Nothing that exists only there is lost.
 
-    An output is removed if the store holds the row's result, its payload's digest was checked, and the output has the same one. Any
+    An output is removed if the store holds the row's result, its payload's digest was checked, and the output has the same one, or had it
+    before its target's metadata were added and is as it was written. Any
     other is moved to RUN/replaced: it may be edited, and the index may list what is damaged or gone. Where the store holds results in
     parts only (videos) it is None.
     """
@@ -39,7 +43,7 @@ def clear_outputs(folder: RunFiles[AnyRow], rows: Iterable[AnyRow], store: Store
     for row in there:
         path = folder.path / row.output
         sha256 = _digest(path)
-        if sha256 in whole or not path.stat().st_size:
+        if sha256 in whole or not path.stat().st_size or (sha256 == row.output_sha256 and _bare_digest(path) in whole):
             path.unlink()
             removed += 1
         else:
@@ -72,6 +76,14 @@ def _whole_results(store: Store, rows: Iterable[BaseRow]) -> set[str]:
             print(f"e4s: {damaged}; it will be computed again when needed", file=sys.stderr)
             store.void(artifact)
     return whole
+
+
+def _bare_digest(path: Path) -> str:
+    """sha256 of an output without what it repeats of its target, "" if it cannot be read."""
+    try:
+        return digest_bytes(without_chunks(path.read_bytes(), ADDED_CHUNKS))
+    except OSError:
+        return ""
 
 
 def _digest(path: Path) -> str:

@@ -22,6 +22,7 @@ from storage.runs import Lease
 from storage.spelling import near_miss, near_path, nearest
 from storage.store import Store
 from storage.video_run import KIND, VideoRow, VideoRunFolder
+from tasks.frame import Header
 from tasks.graph import Graph, Image, Item, Ref, Settings, UsageError, configured, library_version, make_config, needed, pick_backend
 from tasks.paste import PasteConfig
 from tasks.stage import PassingError
@@ -129,7 +130,7 @@ class Recipe:
         """
         first, last = max(0, start - self.reach), min(len(way.state), stop + self.reach)
         around = [[way.course(frame), int(way.run[frame] - way.run[first])] for frame in range(first, last)]
-        source = [row.source_sha256, row.source_face, *([tuning] if tuning else [])]
+        source = [*self.source_identity(row), *([tuning] if tuning else [])]
         return digest(["segment", self.prints["segment"], self.prints["probe"], source, row.video_sha256, start, stop, first, around])
 
     def item(self, row: VideoRow, frame: int, frame_id: str, given: Mapping[Ref, str]) -> Item:
@@ -138,7 +139,12 @@ class Recipe:
         return Item(f"{row.id}:{frame}", pictures, given)
 
     def source(self, row: VideoRow) -> Image:
-        return Image(row.source, row.source_sha256, row.source_face)
+        return Image(row.source, row.source_sha256, row.source_face, reading=row.source_reading)
+
+    @staticmethod
+    def source_identity(row: VideoRow) -> list[Any]:
+        """What tells a source apart in keys; how it is read only where that is another way than an earlier version's."""
+        return [row.source_sha256, row.source_face, *([{"reading": row.source_reading}] if row.source_reading else [])]
 
     def source_graph(self) -> Graph:
         """The work on a source that does not depend on the frame, as a graph of its own with the same keys."""
@@ -302,18 +308,19 @@ def _identify(plan: VideoPlan) -> None:
                 row.stage, row.reason = "input", row.reason or f"{role}: {found}"
             elif found:
                 setattr(row, f"{role}_sha256", found.sha256)
+                row.source_reading = found.reading if role == "source" else row.source_reading
         if not row.reason:
             person_key = row.face_sha256 or int(row.face)
-            source, output = [row.source_sha256, row.source_face], plan.configs.output
+            source, output = Recipe.source_identity(row), plan.configs.output
             sound = [output.sound] if output.sound != EncodeConfig.sound else []  # a setting that came later: keys of before stay
             row.key = digest(["video", plan.prints, source, row.video_sha256, person_key, output.container, *sound])
 
 
-def _no_probe(path: str, max_pixels: int) -> tuple[int, int]:
+def _no_probe(path: str, max_pixels: int) -> Header:
     """Pictures are probed while planning; a video is, when its turn comes."""
     if not Path(path).is_file():
         raise PassingError(f"{path} does not exist or is not a file: correct its path.")
-    return 0, 0
+    return Header(0, 0)
 
 
 def _sort_out(plan: VideoPlan, before: Mapping[str, VideoRow]) -> None:

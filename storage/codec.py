@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from collections.abc import Container, Iterable
 from typing import Any, Literal
 
 import cv2
@@ -43,3 +46,25 @@ def array_bytes(array: Array) -> bytes:
     """Raw little-endian bytes in C order: what an array's digest is taken of (with dtype and shape beside it)."""
     array = np.ascontiguousarray(array)
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+_PNG_HEAD = 8 + 25  # the signature and IHDR, which comes first
+
+
+def add_chunks(png: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Put chunks (kind, body) behind the header of a PNG; its pixel data stay as they are."""
+    packed = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks]
+    return png[:_PNG_HEAD] + b"".join(packed) + png[_PNG_HEAD:]
+
+
+def without_chunks(png: bytes, kinds: Container[bytes]) -> bytes:
+    """Take the chunks of these kinds out of a PNG: what `add_chunks` was given. Bytes that are no PNG come back as they are."""
+    if not png.startswith(b"\x89PNG\r\n\x1a\n"):
+        return png
+    kept, at = [png[:8]], 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4])
+        if png[at + 4 : at + 8] not in kinds:
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)

@@ -33,6 +33,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("target", pa.string()),
         ("source_sha256", pa.string()),
         ("target_sha256", pa.string()),
+        ("source_reading", pa.string()),  # how the picture is decoded, where an earlier version did so otherwise
+        ("target_reading", pa.string()),
         ("source_face", pa.int32()),  # which face of the picture, 0 = largest
         ("target_face", pa.int32()),
         ("truth", pa.string()),  # the picture that the result should equal, if the manifest names one
@@ -71,6 +73,7 @@ class BaseRow:
     id: str
     source: str
     source_sha256: str = ""
+    source_reading: str = ""
     source_face: int = 0
     status: str = "left"
     stage: str = ""
@@ -90,6 +93,7 @@ class Row(BaseRow):
 
     target: str
     target_sha256: str = ""
+    target_reading: str = ""
     target_face: int = 0
     note: str = ""
     truth: str = ""

@@ -29,6 +29,7 @@ VIDEO_SCHEMA = pa.schema(
         ("source", pa.string()),  # picture of the face that is wanted
         ("video", pa.string()),
         ("source_sha256", pa.string()),
+        ("source_reading", pa.string()),  # how the picture is decoded, where an earlier version did so otherwise
         ("video_sha256", pa.string()),
         ("source_face", pa.int32()),  # which face of the picture, 0 = largest
         ("face", pa.string()),  # who is swapped: a number (0 fills most of the video) or the path of a picture of the person

@@ -43,6 +43,7 @@ class Image:
     sha256: str
     face_index: int = 0
     pixels: int = 0  # width x height, for bounding memory
+    reading: str = ""  # how it is decoded, where an earlier version did so otherwise: see `tasks.frame.Header.reading`
 
 
 _ROOTS = ("image", "face_index")
@@ -304,6 +305,7 @@ class Graph:
     def _work(self, node: Node, role: str, item: Item, made: Mapping[Ref, Work]) -> Work:
         reads: dict[str, Ref] = {}
         constants: dict[str, Any] = {}
+        readings: dict[str, str] = {}
         if (node.name, role) in item.given:
             return Work(node.name, digest(["given", self._prints[node.name], item.given[node.name, role]]), reads, constants)
         image = item.images[role] if role else None
@@ -314,11 +316,12 @@ class Graph:
                 constants[read] = of.face_index
             elif output == "image" and of:
                 reads[read] = (of.sha256, "image")
+                readings |= {read: of.reading} if of.reading else {}
             else:
                 producer = path[-1]
                 side = role or (path[0] if len(path) == 2 else "")
                 reads[read] = (made[producer, side].key, output)
-        key = digest([self._prints[node.name], {**reads, **constants}])
+        key = digest([self._prints[node.name], {**reads, **constants}, *([readings] if readings else [])])
         return Work(node.name, key, reads, constants)
 
 

@@ -113,7 +113,7 @@ def like_frame(face: UInt8, pixels: Pixels) -> UInt8:
 def _paste(model: None, config: PasteConfig, inputs: Inputs) -> Outputs:
     """Reads `image`, `face` (S, S, 3) and `mask` (S, S) uint8, `crop_to_frame` (3, 3); writes `result`: the frame, RGB or RGBA."""
     frame = inputs["image"].read()
-    face = like_frame(inputs["face"], frame.pixels)
+    face = like_frame(frame.in_own_colors(inputs["face"]), frame.pixels)
     result = paste(frame.pixels, face, feather(inputs["mask"], config), inputs["crop_to_frame"])
     return {"result": result if frame.alpha is None else np.dstack((result, frame.alpha))}
 

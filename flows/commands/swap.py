@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     swap = commands.add_parser("swap", help="swap one face: SOURCE's face into TARGET's picture", epilog=EXIT_CODES)
     swap.add_argument("source", help="picture of the person whose face is wanted")
     swap.add_argument("target", help="picture whose pose, expression, light, hair and background are kept")
-    swap.add_argument("-o", "--output", required=True, help="the result, a .png file")
+    swap.add_argument("-o", "--output", required=True, help="the result: a .png, .jpg or .webp file")
     swap.add_argument("--run", default="", help="keep the intermediates in this run folder (default: a temporary one)")
     add_pipeline(swap)
     swap.set_defaults(command=_swap, chunk=1, workers=0, fail_fast=False, verify=False, retry=[], max_attempts=3, dask="", dask_wait=0.0)
@@ -32,10 +32,12 @@ def _swap(arguments: argparse.Namespace) -> int:
     from flows.plan import make_plan
     from flows.progress import terminal_progress
     from storage.store import write_atomic
+    from tasks.properties import convert_result
 
     output = Path(arguments.output)
-    if output.suffix.lower() != ".png":
-        raise UsageError(f"{output}: the result is a .png file; name it so")
+    suffix = output.suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UsageError(f"{output}: the result is a .png, .jpg or .webp file; name it so")
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"{output}: not a file name in an existing folder")
     check_writable(output.parent, "-o")
@@ -55,7 +57,13 @@ def _swap(arguments: argparse.Namespace) -> int:
                 execute(plan, terminal_progress())
             row = next(iter(plan.rows.values()))
             if row.status == "done":
-                write_atomic(output, (run / row.output).read_bytes())
+                data = (run / row.output).read_bytes()
+                lost: list[str] = []
+                if suffix != ".png":
+                    data, lost = convert_result(data, suffix)
+                write_atomic(output, data)
+                for sentence in lost:
+                    print(f"e4s: {sentence}", file=sys.stderr)
                 print(f"{output}")
                 return 0
             if row.status == "failed":

@@ -296,9 +296,8 @@ def test_pixel_data_beyond_the_picture_is_not_unpacked(tmp_path: Path) -> None:
     assert image_file(path).read().pixels.shape == (4, 4, 3)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
-def test_of_several_frames_the_first_is_the_picture(tmp_path: Path, kind: str) -> None:
-    path = write(tmp_path / "moving", saved(kind, frames=3))
+def test_of_several_pages_the_first_is_the_picture(tmp_path: Path) -> None:
+    path = write(tmp_path / "pages", saved("TIFF", frames=3))
     assert probe(str(path)) == (16, 16)
     assert not image_file(path).read().pixels.any()
 
