@@ -18,7 +18,7 @@ from e4s_models.regions import NUM_REGIONS
 
 _GRAY = (0.299, 0.587, 0.114)
 _GRID = 32  # places per row and column that are compared
-_LEAST_SHARED = 1e-3  # how much of another region's colours a place may take
+_LEAST_SHARED = 1e-6  # how much of another region's colours a place may take
 _DARK = 0.05  # added to colours in [0, 1] before their logarithm: black has no colour to change
 _FURTHEST = 1.5  # largest change of log colour
 _WINDOW = 5  # px of the small picture over which a change follows the face's own luminance

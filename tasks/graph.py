@@ -14,14 +14,29 @@ from e4s_models.weights import weight_digest
 from storage.keys import canonical, digest
 from tasks.stage import Stage
 
-STAGES = ("align", "mesh", "reenact", "parse", "light", "encode", "tune", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
+STAGES = (
+    "align",
+    "mesh",
+    "reenact",
+    "parse",
+    "light",
+    "visibility",
+    "encode",
+    "tune",
+    "swap",
+    "recolor",
+    "enhance",
+    "blend",
+    "inpaint",
+    "paste",
+)
 """Stage names; each is a module `tasks.<name>` with `BACKENDS`, the default first."""
 
 MORE_BACKENDS = {
     "reenact": ("tasks.reenact_network",),
     "encode": ("tasks.encode_regions", "tasks.encode_rgi"),
     "swap": ("tasks.swap_fused", "tasks.swap_codes", "tasks.swap_rgi"),
-    "recolor": ("tasks.recolor_lab", "tasks.recolor_network"),
+    "recolor": ("tasks.recolor_lab", "tasks.recolor_network", "tasks.recolor_small"),
     "inpaint": ("tasks.inpaint_network",),
 }
 """Modules with further backends of a stage, where one file would hold two methods."""

@@ -84,7 +84,7 @@ class RecolorRecipe(Recipe):
     name = "recolor"
     batch = 8
     rate = 1e-3
-    save_every = 200
+    save_every = 100
 
     def __init__(self) -> None:
         self._perceptual = Lpips.load()

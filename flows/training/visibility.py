@@ -89,7 +89,7 @@ class VisibilityRecipe(Recipe):
     name = "visibility"
     batch = 8
     rate = 2e-3
-    save_every = 200
+    save_every = 100
 
     def __init__(self) -> None:
         self._examples: tuple[tuple[int, int], list[Judged]] | None = None
