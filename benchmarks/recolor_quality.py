@@ -37,7 +37,7 @@ Face = tuple[UInt8, UInt8]
 
 def changed(face: UInt8, rng: np.random.Generator) -> UInt8:
     """The face (S, S, 3) in other colours, another exposure and light from another side."""
-    picture = expose(face.astype(np.float32) / 255, rng)
+    picture = expose(face.astype(np.float32) / np.float32(255), rng)
     if rng.random() < 0.5:
         picture = picture * side_light(len(face), rng)[..., None]
     return np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)
@@ -86,7 +86,7 @@ def measure(
     psnr = -10 * math.log10(max(float((error**2).mean()), 1e-8))
     tensors = [torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255 for picture in (made, truth)]
     perceptual = float(lpips(network, tensors[0], tensors[1], torch.from_numpy(inner)[None])[0])
-    difference = float(deltaE_ciede2000(rgb2lab(made), rgb2lab(truth))[inner].mean())
+    difference = float(deltaE_ciede2000(rgb2lab(made), rgb2lab(truth))[inner].mean())  # type: ignore[no-untyped-call]
     return psnr, perceptual, difference
 
 

@@ -104,7 +104,7 @@ class SmallRecolorNet(nn.Module):
         shared = shares[0].mT @ shares[1]  # (B, 1024, 1024)
         correlation = self.sharpness * (query @ key.mT) + (shared + _LEAST_SHARED).log()
         colors = adaptive_avg_pool2d(target, _GRID).flatten(2).mT  # (B, 1024, 3)
-        return (correlation.softmax(dim=-1) @ colors).mT.unflatten(2, (_GRID, _GRID))
+        return (correlation.softmax(dim=-1) @ colors).mT.reshape(len(colors), 3, _GRID, _GRID)
 
     def forward(self, swapped: Tensor, target: Tensor, swapped_ids: Tensor, target_ids: Tensor) -> Tensor:
         """Paint the swapped faces, of which only the luminance is looked at, in the targets' colours: (B, 3, 64, 64), about [-1, 1].

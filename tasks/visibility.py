@@ -43,8 +43,7 @@ class NetworkConfig:
 def believed(in_front: Float32, certain: float, least_thing: float) -> Float32:
     """Keep of probabilities (S, S) that something is in front only things that are certain somewhere and not specks."""
     _, things, facts, _ = cv2.connectedComponentsWithStats((in_front > 0.5).astype(np.uint8), connectivity=8)
-    highest = np.zeros(len(facts), np.float32)
-    np.maximum.at(highest, things.ravel(), in_front.ravel())
+    highest = np.array([in_front[things == thing].max(initial=0) for thing in range(len(facts))], np.float32)
     kept = (highest >= certain) & (facts[:, cv2.CC_STAT_AREA] >= least_thing * in_front.size)
     kept[0] = True  # what is below one half
     return np.asarray(np.where(kept[things], in_front, 0), np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -198,10 +199,15 @@ def _canvas(side: int) -> UInt8:
     return np.zeros((side, side), np.uint8)
 
 
+def _share(mask: npt.NDArray[Any]) -> Float32:
+    """(S, S) uint8 -> [0, 1]."""
+    return np.asarray(mask, np.float32) / np.float32(255)
+
+
 def _polygon(side: int, points: Float32) -> Float32:
     mask = _canvas(side)
     cv2.fillPoly(mask, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    return np.asarray(mask, np.float32) / np.float32(255)
+    return _share(mask)
 
 
 def _capsule(side: int, start: Point, end: Point, wide: float, narrow: float) -> Float32:
@@ -265,7 +271,7 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Layer:
         alpha = _capsule(side, centre, scene.face_point(rng, 0.6), radius, radius * float(rng.uniform(0.4, 1.5)))
     surface = _texture(scene, rng)
     if rng.random() < 0.25:  # skin-coloured: colour alone must not decide
-        surface = scene.skin_colour() * (1 + 0.05 * _noise(side, rng, 3, 64))[..., None] * rng.uniform(0.6, 1.25)
+        surface = scene.skin_colour() * (1 + 0.05 * _noise(side, rng, 3, 64))[..., None] * np.float32(rng.uniform(0.6, 1.25))
     if rng.random() < 0.5:
         surface = surface * _rounded(alpha, rng, radius * float(rng.uniform(0.2, 0.9)))[..., None]
     if rng.random() < 0.2:
@@ -398,7 +404,7 @@ def _cup(scene: Scene, rng: np.random.Generator) -> Layer:
         shade = rng.uniform(0.3, 1.2)
         painter.add(
             np.clip(painter.colour[min(side - 1, round(y) + 3), min(side - 1, round(x))] * shade + np.zeros((side, side, 3)), 0, 255),
-            rim / np.float32(255),
+            _share(rim),
         )
     layer = painter.layer()
     if rng.random() < 0.15:
@@ -427,7 +433,7 @@ def _mask(scene: Scene, rng: np.random.Generator) -> Layer:
         (-0.92, 0.6),
     ]
     outline = np.array([(middle + x * wide, nose + y * (chin - nose)) for x, y in points], np.float32)
-    outline = outline + rng.normal(0, 0.012 * side, outline.shape)
+    outline = outline + rng.normal(0, 0.012 * side, outline.shape).astype(np.float32)
     alpha = _polygon(side, outline.astype(np.float32))
     alpha = np.clip((np.asarray(cv2.GaussianBlur(alpha, (0, 0), 0.02 * side)) - 0.35) * 4, 0, 1).astype(np.float32)
     tint = np.array([(190, 215, 230), (240, 240, 240), (30, 30, 32), (150, 190, 200)], np.float32)[rng.integers(4)]
@@ -470,8 +476,8 @@ def _text(scene: Scene, rng: np.random.Generator) -> Layer:
         painter.add(np.broadcast_to(_random_colour(rng), (side, side, 3)), panel)
     elif rng.random() < 0.5:
         halo = cv2.dilate(alpha, np.ones((3, 3), np.uint8))
-        painter.add(np.broadcast_to(255 - colour, (side, side, 3)), np.asarray(cv2.warpAffine(halo, turn, (side, side)), np.float32) / 255)
-    letters = np.asarray(cv2.warpAffine(alpha, turn, (side, side), flags=cv2.INTER_LINEAR), np.float32) / np.float32(255)
+        painter.add(np.broadcast_to(255 - colour, (side, side, 3)), _share(cv2.warpAffine(halo, turn, (side, side))))
+    letters = _share(cv2.warpAffine(alpha, turn, (side, side), flags=cv2.INTER_LINEAR))
     opacity = 1.0 if rng.random() < 0.65 else float(rng.uniform(0.45, 0.9))
     painter.add(np.broadcast_to(colour, (side, side, 3)), letters * np.float32(opacity))
     return painter.layer()
@@ -488,7 +494,7 @@ def _head(scene: Scene, rng: np.random.Generator) -> Layer:
     if rng.random() < 0.25:
         oval = _canvas(side)
         cv2.ellipse(oval, (side // 2, side // 2), (round(side * 0.36), round(side * 0.47)), 0, 0, 360, 255, -1, cv2.LINE_AA)
-        alpha = oval / np.float32(255)
+        alpha = _share(oval)
     elif rng.random() < 0.3:
         alpha = np.isin(scene.other_labels, INNER_FACE).astype(np.float32)
     alpha = np.asarray(cv2.GaussianBlur(alpha, (0, 0), float(rng.uniform(0.6, 3))), np.float32)
@@ -524,7 +530,7 @@ def _hair(scene: Scene, rng: np.random.Generator) -> Layer:
     root = np.array([rng.uniform(left, right), top - 0.1 * (bottom - top)])
     fall = np.array([rng.normal(0, 0.3), rng.uniform(0.25, 1.1)]) * (bottom - top)
     bow = rng.normal(0, 0.15, 2) * side
-    colours, alpha = np.zeros((side, side, 3), np.float32), _canvas(side)
+    colours, strands = np.zeros((side, side, 3), np.float32), _canvas(side)
     steps = np.linspace(0, 1, 24)[:, None]
     for _ in range(int(rng.integers(3, 70))):
         start = root + rng.normal(0, 0.05, 2) * side * (2, 0.5)
@@ -532,9 +538,9 @@ def _hair(scene: Scene, rng: np.random.Generator) -> Layer:
         middle = (start + end) / 2 + bow + rng.normal(0, 0.02, 2) * side
         curve = np.rint(((1 - steps) ** 2 * start + 2 * steps * (1 - steps) * middle + steps**2 * end) * 16).astype(np.int32)
         thick = int(rng.integers(1, 3))
-        cv2.polylines(alpha, [curve], False, int(rng.integers(130, 256)), thick, cv2.LINE_AA, 4)
+        cv2.polylines(strands, [curve], False, int(rng.integers(130, 256)), thick, cv2.LINE_AA, 4)
         cv2.polylines(colours, [curve], False, np.clip(colour * rng.uniform(0.6, 1.5), 1, 255).tolist(), thick + 2, cv2.LINE_8, 4)
-    return Layer(colours, alpha / np.float32(255))
+    return Layer(colours, _share(strands))
 
 
 def _stick(scene: Scene, rng: np.random.Generator) -> Layer:
@@ -595,20 +601,20 @@ def _sunglasses(scene: Scene, rng: np.random.Generator) -> Layer:
     apart = (right - left) * float(rng.uniform(0.26, 0.32))
     turn = float(rng.normal(0, 2))
     painter = _Painter(side)
-    frame = _random_colour(rng) * (0.25 if rng.random() < 0.7 else 1)
+    frame = _random_colour(rng) * np.float32(0.25 if rng.random() < 0.7 else 1)
     for sign in (-1, 1):
         at = middle + sign * apart, level + sign * apart * math.tan(math.radians(turn))
         if rng.random() < 0.5:
-            lens = _canvas(side)
-            cv2.ellipse(lens, (round(at[0]), round(at[1])), (round(width), round(height)), turn, 0, 360, 255, -1, cv2.LINE_AA)
-            alpha = lens / np.float32(255)
+            oval = _canvas(side)
+            cv2.ellipse(oval, (round(at[0]), round(at[1])), (round(width), round(height)), turn, 0, 360, 255, -1, cv2.LINE_AA)
+            lens = _share(oval)
         else:
             box = np.array([(-1, -0.8), (1, -0.8), (0.85, 0.9), (-0.85, 0.9)], np.float32) * (width, height) + at
-            alpha = _polygon(side, box.astype(np.float32))
+            lens = _polygon(side, box.astype(np.float32))
         arm = _capsule(side, at, (middle + sign * (right - left) * 0.85, at[1] - height * 0.2), 3, 3)
         painter.add(np.broadcast_to(frame, (side, side, 3)), arm)
         shine = np.clip(_noise(side, rng, 2, 6), 0, 2)[..., None] * rng.uniform(0, 50)
-        painter.add(np.clip(np.broadcast_to(frame * 0.7, (side, side, 3)) + shine, 0, 255).astype(np.float32), alpha)
+        painter.add(np.clip(np.broadcast_to(frame * 0.7, (side, side, 3)) + shine, 0, 255).astype(np.float32), lens)
     painter.add(np.broadcast_to(frame, (side, side, 3)), _capsule(side, (middle - apart, level), (middle + apart, level), 3, 3))
     return painter.layer()
 

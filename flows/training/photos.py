@@ -93,4 +93,4 @@ def make_photo_shards(folder: Path, photos: Path) -> Iterator[int]:
 def _halved(image: UInt8) -> UInt8:
     """Means of 2 x 2 px: (2H, 2W, 3) -> (H, W, 3)."""
     height, width = image.shape[0] // 2, image.shape[1] // 2
-    return np.rint(image.reshape(height, 2, width, 2, 3).mean(axis=(1, 3))).astype(np.uint8)
+    return np.asarray(np.rint(image.reshape(height, 2, width, 2, 3).mean(axis=(1, 3))), np.uint8)

@@ -24,6 +24,7 @@ from flows.training.faces import FacePool
 from flows.training.loop import Batch, Recipe
 from flows.training.photograph import expose, moved, side_light
 from flows.training.visibility import as_faces
+from tasks.face_network import to_picture
 from tasks.stage import Float32, UInt8
 
 _SIDE = 128  # px of the pictures that are compared; the network sees half of it
@@ -167,5 +168,5 @@ def paint(network: nn.Module, example: Example) -> tuple[UInt8, UInt8]:
     with torch.no_grad():
         guidance_small = interpolate(network.guide(*inputs), (SmallRecolorNet.side,) * 2, mode="bilinear")
         made = [recolored(as_faces(gray), small) for small in (network(*inputs), guidance_small)]
-    painted, guidance = (_bytes((tensor[0].permute(1, 2, 0).cpu().numpy() + 1) / 2) for tensor in made)
+    painted, guidance = (to_picture(tensor) for tensor in made)
     return painted, guidance

@@ -70,9 +70,9 @@ def _shaded_glasses(image: UInt8, labels: UInt8) -> npt.NDArray[np.bool_]:
     """Pixels of glasses of which one cannot tell whether the eyes show through."""
     glasses, skin = labels == Region.GLASSES, labels == Region.SKIN
     if not glasses.any() or not skin.any():
-        return glasses
+        return np.asarray(glasses)
     dark = np.median(image[glasses]) < _SHADES * np.median(image[skin])
-    return glasses & dark
+    return np.asarray(glasses & dark)
 
 
 def draw_kinds(rng: np.random.Generator, clean: float = CLEAN_SHARE) -> list[str]:
@@ -185,4 +185,4 @@ def shown(image: UInt8, probabilities: Float32) -> UInt8:
     tint = np.zeros_like(image, np.float32)
     tint[..., 0], tint[..., 1] = 255 * probabilities[Seen.OCCLUDER], 160 * probabilities[Seen.FACE]
     share = 0.55 * (1 - probabilities[Seen.OTHER])[..., None]
-    return np.rint(image * (1 - share) + tint * share).astype(np.uint8)
+    return np.asarray(np.rint(image * (1 - share) + tint * share), np.uint8)
