@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from flows.training.faces import FacePool
 from flows.training.folder import NetworkSettings
@@ -30,7 +30,7 @@ from tasks.stage import UInt8
 Batch = Mapping[str, Tensor]
 
 CHECKPOINT, LOG = "network.pt", "network.jsonl"
-_AVERAGE = 0.998  # decay of the moving average of weights, which is what ships
+_AVERAGE = 0.998  # highest decay of the moving average of weights, which is what ships
 _WARM_UP = 100  # steps
 
 
@@ -88,7 +88,7 @@ def train(
     torch.manual_seed(settings.seed)
     network = recipe.build().to(device)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE), use_buffers=True)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, avg_fn=averaged, use_buffers=True)
     optimizer = torch.optim.AdamW(_groups(recipe, network), lr=recipe.rate, weight_decay=1e-4, betas=(0.9, 0.99))
     pool = FacePool(data)
     checkpoint = out / CHECKPOINT
@@ -134,6 +134,12 @@ def train(
             with torch.no_grad():
                 write_atomic(out / "samples" / f"{step:06d}.png", encode_png(recipe.samples(average.module, pool)))
     return average.module.eval()
+
+
+def averaged(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    """Moving average of weights whose memory grows with the steps done: a short training forgets where it began, too."""
+    decay = min(_AVERAGE, (1 + int(count)) / (10 + int(count)))
+    return average + (current - average) * (1 - decay) if current.is_floating_point() else current
 
 
 def trained(recipe: Recipe, out: Path) -> nn.Module:

@@ -113,8 +113,9 @@ class VisibilityRecipe(Recipe):
         scores = log_softmax(network(as_faces(batch["faces"])), dim=1)
         truth, weight = batch["truth"], batch["weight"]
         entropy = -(scores * truth).sum(dim=1)
-        hidden, true = scores[:, Seen.OCCLUDER].exp() * weight, truth[:, Seen.OCCLUDER] * weight
-        overlap = 1 - (2 * (hidden * true).sum(dim=(1, 2)) + 50) / (hidden.sum(dim=(1, 2)) + true.sum(dim=(1, 2)) + 50)
+        hidden, true = scores[:, Seen.OCCLUDER].exp(), truth[:, Seen.OCCLUDER]
+        both, either = ((part * weight).sum(dim=(1, 2)) for part in (hidden * true, hidden + true))
+        overlap = 1 - (2 * both + 50) / (either + 50)  # 50 px: nothing in front and nothing seen is a full overlap
         return {"entropy": (entropy * weight).sum() / weight.sum(), "overlap": 0.5 * overlap.mean()}
 
     def measure(self, network: nn.Module, pool: FacePool) -> Mapping[str, float]:

@@ -218,6 +218,34 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
     assert [json.loads(line)["step"] for line in (tmp_path / "whole" / loop.LOG).read_text().splitlines()] == [2, 4]
 
 
+def test_a_perfect_answer_costs_nothing() -> None:
+    recipe = load_recipe("visibility")
+    pool_face = face(0), face(1)
+    examples = [draw_example(*pool_face, kinds, np.random.default_rng(1)) for kinds in (["mask"], [])]
+    truth, weight = (np.stack([example[k] for example in examples]) for k in (1, 2))
+    batch = {
+        "faces": torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8),
+        "truth": torch.from_numpy(truth),
+        "weight": torch.from_numpy(weight),
+    }
+
+    class Knowing(nn.Module):
+        def forward(self, faces: torch.Tensor) -> torch.Tensor:
+            return 40 * (torch.from_numpy(truth) - 0.5)
+
+    losses = recipe.losses(Knowing(), batch)
+    assert losses["entropy"] == pytest.approx(0, abs=1e-4)
+    assert losses["overlap"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_average_of_a_short_training_forgets_its_beginning() -> None:
+    average = torch.zeros(())
+    for count in range(1, 101):
+        average = loop.averaged(average, torch.ones(()), count)
+    assert average > 0.99
+    assert loop.averaged(torch.tensor(3), torch.tensor(4), 5) == 4
+
+
 def test_the_first_half_of_the_trunk_stays_the_parsers(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small("visibility", monkeypatch)
     before = recipe.build().state_dict()
