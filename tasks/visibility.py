@@ -1,7 +1,8 @@
 """Stage `visibility`: aligned faces -> where nothing is in front of them.
 
 Backend `none` (default) writes nothing: then everything that the parser calls face is taken for it. Backend `network` writes `visible`,
-which other stages read where it is there: what is in front of the target stays, what is in front of the source is not carried, and
+and `regions`, which other stages read in place of the parser's where they are there. In them what is in front is labelled as hair: the
+label of what lies before a face. So every stage treats it as it treats a fringe: the target's stays, the source's is not carried, and
 neither counts for colours.
 """
 
@@ -15,7 +16,8 @@ import cv2
 import numpy as np
 
 from e4s_models.checks import check_shape
-from e4s_models.regions import INNER_FACE
+from e4s_models.morphology import grow
+from e4s_models.regions import INNER_FACE, Region
 from tasks.face_network import fit, to_tensor
 from tasks.stage import Float32, Inputs, ItemError, Outputs, Stage, UInt8, each
 
@@ -33,9 +35,10 @@ class NetworkConfig:
     certain: float = 0.8  # probability that a thing must reach somewhere to be believed
     least_thing: float = 3e-4  # share of the crop that it must cover
     least_face: float = 0.02  # share of the crop in which the face must show
+    margin: float = 0.012  # strip around things that is left to them, as a fraction of the side: more than `paste.dilate`
 
     def __post_init__(self) -> None:
-        for name in ("certain", "least_thing", "least_face"):
+        for name in ("certain", "least_thing", "least_face", "margin"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
 
@@ -63,7 +66,11 @@ def visible_of(network: VisibilityNet, face: UInt8, config: NetworkConfig) -> UI
 
 
 def _run(network: VisibilityNet, config: NetworkConfig, inputs: Inputs) -> Outputs:
-    """Read `face` (H, H, 3) and `regions` (H, H) uint8; write `visible` (H, H) uint8. Raises ItemError if no face is left."""
+    """Find what is in front of a face.
+
+    Reads `face` (H, H, 3) and `regions` (H, H) uint8. Writes `visible` (H, H) uint8, see `visible_of`, and `regions` with things in front.
+    Raises ItemError if no face is left.
+    """
     visible = visible_of(network, inputs["face"], config)
     shown = (visible >= 128) & np.isin(inputs["regions"], INNER_FACE)
     if shown.mean() < config.least_face:
@@ -71,7 +78,9 @@ def _run(network: VisibilityNet, config: NetworkConfig, inputs: Inputs) -> Outpu
             f"the face is covered: only {100 * shown.mean():.1f} % of the crop show it, {100 * config.least_face:g} % are needed; "
             "give a picture with less in front of the face, or lower visibility.least_face."
         )
-    return {"visible": visible}
+    things = visible < 128
+    before = things | (grow(things, config.margin * len(visible)) & np.isin(inputs["regions"], INNER_FACE))
+    return {"visible": visible, "regions": np.where(before, np.uint8(Region.HAIR), inputs["regions"])}
 
 
 def _load(config: NetworkConfig, device: str) -> VisibilityNet:
@@ -92,7 +101,7 @@ NETWORK = Stage(
     load=_load,
     run=each(_run),
     reads=("face", "regions"),
-    writes={"visible": "labels"},
+    writes={"visible": "labels", "regions": "labels"},
     weights=lambda config: ("visibility",),
     libraries=("numpy", "opencv-python-headless", "torch"),
     device="any",

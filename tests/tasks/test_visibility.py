@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from e4s_models.face_parser import FaceParser
-from e4s_models.regions import INNER_FACE
+from e4s_models.regions import INNER_FACE, Region
 from tasks import parse, visibility
 from tasks.stage import ItemError, UInt8
 from tasks.visibility import NetworkConfig, believed
@@ -66,6 +66,23 @@ def test_a_drawn_microphone_is_seen_and_the_face_beside_it_stays(person: tuple[U
     away = inner & (cv2.dilate(thing, np.ones((41, 41), np.uint8)) == 0)
     assert (visible[away] < 128).mean() < 0.03
     assert np.array_equal(visible, run(covered, regions))
+
+
+def test_things_and_a_strip_of_the_face_around_them_are_labelled_as_what_is_before_it(person: tuple[UInt8, UInt8]) -> None:
+    face, regions = person
+    thing = np.zeros((SIDE, SIDE), np.uint8)
+    cv2.circle(thing, (256, 330), 60, 255, -1)
+    covered = np.where(thing[..., None] > 0, np.uint8(25), face)
+    stage, config = visibility.BACKENDS["network"], NetworkConfig()
+    (result,) = stage.run(stage.load(config, "cpu"), config, [{"face": covered, "regions": regions}])
+    assert not isinstance(result, ItemError)
+    seen = result["visible"] < 128
+    assert (result["regions"][seen] == Region.HAIR).all()
+    changed = result["regions"] != regions
+    assert changed.sum() > seen.sum()
+    assert (result["regions"][changed] == Region.HAIR).all()
+    reach = cv2.distanceTransform((~seen).astype(np.uint8), cv2.DIST_L2, 5)
+    assert reach[changed].max() <= config.margin * SIDE + 1
 
 
 def test_nothing_is_seen_in_front_of_a_bare_face(person: tuple[UInt8, UInt8]) -> None:
