@@ -2,12 +2,12 @@
 
 The published network (`e4s_models.recolor_net`) compares 4096 places at 256 features each and paints 256 px; this one compares 1024
 places and paints 64 px, because only the smooth change of colour is taken from what it paints: `recolored` carries it to any size, along
-the edges of the face itself. Training: `docs/recolor.md`.
+the edges of the face itself. Trained by `e4s train recolor`.
 """
 
 from __future__ import annotations
 
-from typing import Self, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,13 +87,6 @@ class SmallRecolorNet(nn.Module):
         self.register_buffer("gray", torch.tensor(_GRAY).view(1, 3, 1, 1), persistent=False)
         axis = torch.linspace(-1, 1, self.side)
         self.register_buffer("places", torch.stack(torch.meshgrid(axis, axis, indexing="xy"))[None], persistent=False)  # x, y
-
-    @classmethod
-    def load(cls, device: str = "cpu") -> Self:
-        """The shipped network, trained by `e4s train recolor`, ready for inference. Raises WeightsError."""
-        from e4s_models.weights import load_shipped
-
-        return load_shipped(cls(), "recolor_small", device)
 
     def guide(self, swapped: Tensor, target: Tensor, swapped_ids: Tensor, target_ids: Tensor) -> Tensor:
         """Color guidance (B, 3, 32, 32): each place takes the target's colours from places alike in its region (Eq. 12-13)."""

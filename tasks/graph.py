@@ -36,7 +36,7 @@ MORE_BACKENDS = {
     "reenact": ("tasks.reenact_network",),
     "encode": ("tasks.encode_regions", "tasks.encode_rgi"),
     "swap": ("tasks.swap_fused", "tasks.swap_codes", "tasks.swap_rgi"),
-    "recolor": ("tasks.recolor_lab", "tasks.recolor_network", "tasks.recolor_small"),
+    "recolor": ("tasks.recolor_lab", "tasks.recolor_network"),
     "inpaint": ("tasks.inpaint_network",),
 }
 """Modules with further backends of a stage, where one file would hold two methods."""

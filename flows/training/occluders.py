@@ -105,7 +105,7 @@ def _motion_blur(alpha: Float32, colour: Float32, rng: np.random.Generator) -> t
     kernel /= kernel.sum()
     blurred = np.asarray(cv2.filter2D(alpha, -1, kernel), np.float32)
     spread = np.asarray(cv2.filter2D(colour * alpha[..., None], -1, kernel), np.float32) / np.maximum(blurred, 1e-3)[..., None]
-    return blurred, spread
+    return blurred, np.asarray(spread, np.float32)
 
 
 def _contact_shadow(alpha: Float32, rng: np.random.Generator) -> Float32:
@@ -151,7 +151,7 @@ def _texture(scene: Scene, rng: np.random.Generator) -> Float32:
         return np.asarray(np.clip(surface * rng.uniform(0.6, 1.3) * rng.normal(1, 0.08, 3), 0, 255), np.float32)
     one, two = _random_colour(rng), _random_colour(rng)
     if way < 0.6:
-        share = 1 / (1 + np.exp(-2 * _noise(side, rng, int(rng.integers(2, 12)), 96)))
+        share = np.asarray(1 / (1 + np.exp(-2 * _noise(side, rng, int(rng.integers(2, 12)), 96))), np.float32)
     elif way < 0.75:
         angle, period = rng.uniform(0, math.pi), rng.uniform(3, side / 5)
         y, x = np.mgrid[:side, :side].astype(np.float32)
@@ -159,9 +159,9 @@ def _texture(scene: Scene, rng: np.random.Generator) -> Float32:
         other_phase = (y * math.cos(angle) - x * math.sin(angle)) / period
         stripes = np.clip(np.sin(2 * math.pi * phase) * rng.uniform(1, 8), -1, 1) / 2 + 0.5
         checks = np.clip(np.sin(2 * math.pi * other_phase) * 4, -1, 1) / 2 + 0.5
-        share = stripes if rng.random() < 0.6 else (stripes + checks) / 2
+        share = np.asarray(stripes if rng.random() < 0.6 else (stripes + checks) / 2, np.float32)
     else:
-        share = 0.5 + rng.uniform(0, 0.15) * _noise(side, rng, 1, int(rng.integers(2, 64)))
+        share = np.asarray(0.5 + rng.uniform(0, 0.15) * _noise(side, rng, 1, int(rng.integers(2, 64))), np.float32)
         two = np.asarray(np.clip(one + rng.normal(0, 25, 3), 0, 255), np.float32)
     grain = rng.uniform(0, 6) * rng.standard_normal((side, side, 1), np.float32) if rng.random() < 0.5 else np.float32(0)
     return np.asarray(np.clip(one + share[..., None] * (two - one) + grain, 0, 255), np.float32)

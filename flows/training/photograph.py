@@ -22,7 +22,7 @@ def photograph(image: UInt8, rng: np.random.Generator) -> UInt8:
         picture = picture * side_light(len(image), rng)[..., None]
     if rng.random() < 0.2:
         picture = picture * _vignette(len(image), rng)[..., None]
-    changed = np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)
+    changed = np.asarray(np.clip(np.rint(picture * 255), 0, 255), np.uint8)
     if rng.random() < 0.4:
         changed = _lose_detail(changed, rng)
     if rng.random() < 0.35:
@@ -64,7 +64,7 @@ def cast_shadow(image: UInt8, rng: np.random.Generator) -> UInt8:
     shadow = 1 / (1 + np.exp(-np.clip((field - rng.normal(0.2, 0.3)) * rng.uniform(4, 60), -30, 30)))
     tint = np.array([1.0, 1.0, rng.uniform(0.9, 1.15)], np.float32)
     factor = 1 - shadow[..., None] * np.float32(rng.uniform(0.25, 0.75)) * tint
-    return np.clip(np.rint(image * factor), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(image * factor), 0, 255), np.uint8)
 
 
 def make_up(image: UInt8, labels: UInt8, rng: np.random.Generator) -> UInt8:

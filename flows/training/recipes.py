@@ -22,7 +22,9 @@ class Entry:
 
 RECIPES = {
     "visibility": Entry("flows.training.visibility", "VisibilityRecipe", 1, "what is in front of a face (docs/visibility.md)"),
-    "recolor": Entry("flows.training.recolor", "RecolorRecipe", 1, "the target's colours and light on the swapped face (docs/recolor.md)"),
+    "recolor": Entry(
+        "flows.training.recolor", "RecolorRecipe", 1, "the target's colours and light on the swapped face (no stage uses it yet)"
+    ),
 }
 
 

@@ -83,7 +83,7 @@ class RecolorRecipe(Recipe):
     """Squared error within the head and LPIPS (Eq. 25)."""
 
     name = "recolor"
-    batch = 8
+    batch = 4
     rate = 1e-3
     save_every = 100
 
