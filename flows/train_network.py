@@ -12,24 +12,41 @@ OUT/error.txt            the traceback of the last program error
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
 
 from e4s_models.weights import save_shipped
+from flows.step import run_flow, tracked
+from flows.tracking import Once
 from flows.training.folder import DataSettings, NetworkSettings, opened
 from flows.training.parts import make_people, part
 from flows.training.recipes import load_recipe
 from storage.run import make_folder
 
+_opened: dict[str, Once[None]] = {}  # work in folders that this process holds already
+
 
 @flow(name="train-network", persist_result=False, validate_parameters=False)
-def train_network(folder: Path, settings: NetworkSettings, data: Path, made_with: DataSettings, photos: Path | None, device: str) -> None:
-    """Make the data that is missing, train, export; each part goes on from what is there.
+def train_network(out: str, network: str) -> None:
+    """Train a network in a folder that `run_opened` prepared: a flow of its own, so that Prefect shows what is trained where."""
+    with tracked():
+        _opened.pop(out)()
 
-    `folder` was opened with `settings` by the caller. Same arguments, same machine: same bytes, unless minutes end the training or a GPU
+
+def run_opened(folder: Path, settings: NetworkSettings, data: Path, made_with: DataSettings, photos: Path | None, device: str) -> None:
+    """Run the flow in a folder that this process has opened with `settings`; `PREFECT_API_URL` must point at a server.
+
+    Without a server the work is done all the same. Same arguments, same machine: same bytes, unless minutes end the training or a GPU
     computes. Raises UsageError, RunError (see `opened`), and TrainingCrash.
     """
+    work = _opened[str(folder)] = Once(partial(train_parts, folder, settings, data, made_with, photos, device))
+    run_flow(partial(train_network, out=str(folder), network=settings.network), work)
+
+
+def train_parts(folder: Path, settings: NetworkSettings, data: Path, made_with: DataSettings, photos: Path | None, device: str) -> None:
+    """Make the data that is missing, train, export; each part goes on from what is there."""
     with opened(data, made_with, "--data"):
         part(folder, make_people, data, made_with.people, made_with.seed)
         if photos:

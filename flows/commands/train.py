@@ -89,11 +89,11 @@ def _train_network(arguments: argparse.Namespace) -> int:
     if arguments.photos:
         photo_files(arguments.photos)  # refused before a folder is made
     with opened(folder, settings), prefect_api(folder / "prefect.log"):
-        from flows.train_network import train_network
+        from flows.train_network import run_opened
         from flows.training.parts import TrainingCrash
 
         try:
-            train_network(folder, settings, data, made_with, arguments.photos, device)
+            run_opened(folder, settings, data, made_with, arguments.photos, device)
         except TrainingCrash as crash:
             print(f"e4s: {crash}", file=sys.stderr)
             return 1

@@ -268,7 +268,7 @@ def test_the_parts_end_with_what_ships(data: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(flow_module, "load_recipe", lambda name: recipe)
     settings = NetworkSettings(network="visibility", steps=2)
     with opened(tmp_path / "out", settings) as out:
-        flow_module.train_network.fn(out, settings, data, DataSettings(people=48), None, "cpu")
+        flow_module.train_parts(out, settings, data, DataSettings(people=48), None, "cpu")
     state = load_file(out / "visibility.safetensors")
     assert all(value.dtype in (torch.float16, torch.int64) for value in state.values())
     network: nn.Module = VisibilityNet()
