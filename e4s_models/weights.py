@@ -370,6 +370,16 @@ WEIGHTS: dict[str, Weight] = {
             sources=(Shipped(),),
         ),
         Weight(
+            name="visibility",
+            file="visibility.safetensors",
+            sha256="fab3df022b7e903688693b1cd576b2a4a8829cc5a060a101223b96bce980b3ef",
+            size=6888646,
+            licence="MIT, as this project; its trunk starts from face_parser, trained on CelebAMask-HQ (non-commercial)",
+            origin="this project: learnt from generated people and free portraits by `e4s train visibility`; see docs/visibility.md",
+            inputs="RGB (B, 3, 256, 256) [-1, 1], FFHQ-aligned; scores (B, 3, 256, 256): other, face, in front. float16.",
+            sources=(Shipped(),),
+        ),
+        Weight(
             name="expression_basis",
             file="expression_basis.npz",
             sha256="6775a8a83f2c2dfe8eb9e91e007c9256e32a59c00821cdc131069d9329298394",

@@ -32,19 +32,21 @@ from tasks.properties import read_properties, with_properties
 from tasks.runner import ChunkJob, Keep, cpu_threads, failure, notes_of
 from tasks.stage import ItemError
 
-_TARGET = {"target_face": "target.align.face", "target_regions": "target.parse.regions"}
+_REGIONS = "visibility.regions|parse.regions"
+_TARGET = {"target_face": "target.align.face", "target_regions": "target.visibility.regions|target.parse.regions"}
 _DRIVEN_REGIONS = "reenact.regions|parse_driven.regions"
 
 PAIR_NODES: tuple[Node, ...] = (
     Node("align", "align", "image", {"image": "image", "face_index": "face_index"}, checkpoint=True),
     Node("mesh", "mesh", "image", {"face": "align.face"}, checkpoint=True),
     Node("parse", "parse", "image", {"face": "align.face"}, checkpoint=True),
-    Node("light", "light", "image", {"face": "align.face", "regions": "parse.regions"}),
+    Node("visibility", "visibility", "image", {"face": "align.face", "regions": "parse.regions"}),
+    Node("light", "light", "image", {"face": "align.face", "regions": _REGIONS}),
     Node(
         "encode",
         "encode",
         "image",
-        {"image": "image", "face": "align.face", "labels": "parse.regions", "crop_to_frame": "align.crop_to_frame"},
+        {"image": "image", "face": "align.face", "labels": _REGIONS, "crop_to_frame": "align.crop_to_frame"},
         checkpoint=True,
     ),
     Node(
@@ -55,7 +57,7 @@ PAIR_NODES: tuple[Node, ...] = (
             "source_face": "source.align.face",
             "source_points": "source.mesh.points",
             "source_blendshapes": "source.mesh.blendshapes",
-            "source_regions": "source.parse.regions",
+            "source_regions": "source.visibility.regions|source.parse.regions",
             "target_face": "target.align.face",
             "target_points": "target.mesh.points",
             "target_blendshapes": "target.mesh.blendshapes",

@@ -13,9 +13,6 @@ OUT/error.txt            the traceback of the last program error
 
 from __future__ import annotations
 
-import errno
-import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,15 +23,15 @@ from prefect import flow
 
 from e4s_models.code_encoder import CodeEncoder
 from e4s_models.preview_head import PreviewHead
-from e4s_models.weights import WeightsError, load_strict, save_shipped
-from flows.step import run_flow, run_step, tracked
+from e4s_models.weights import load_strict, save_shipped
+from flows.step import run_flow, tracked
 from flows.tracking import Once
-from flows.training.data import PEOPLE_PER_SHARD, Pool, make_shards, read_shard, shard_path
+from flows.training.data import Pool, read_shard, shard_path
 from flows.training.folder import VALIDATION_SHARDS, TrainingSettings, opened
+from flows.training.parts import make_people, part
 from storage.codec import encode_png
-from storage.run import RunError, read_lines
+from storage.run import read_lines
 from storage.store import write_atomic
-from tasks.graph import UsageError
 
 if TYPE_CHECKING:
     from e4s_models.mobile_stylegan import MobileStyleGAN
@@ -98,35 +95,8 @@ def run_opened(folder: Path, settings: TrainingSettings, device: str) -> None:
     Without a server the work is done all the same.
     """
     work = _opened[str(folder)] = Once(partial(_train, folder, settings, device))
-    run_flow(partial(train_rgi, out=str(folder), **asdict(settings), device=device), work)
-
-
-class TrainingCrash(Exception):
-    """A program error stopped a part; a sentence."""
-
-
-def part(folder: Path, function: Callable[..., None], *arguments: object) -> None:
-    """One part as a Prefect task; its checkpoints are its own business. Raises TrainingCrash for what it did not foresee."""
-    name = function.__name__
-    try:
-        run_step(name, name, partial(function, *arguments))
-    except (UsageError, RunError, WeightsError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            raise  # a file's or the disk's fault
-        write_atomic(folder / "error.txt", traceback.format_exc().encode())
-        first = str(error).strip().partition("\n")[0]
-        raise TrainingCrash(
-            f"the training stopped in its part {name} by a program error ({type(error).__name__}: {first}); {folder / 'error.txt'} has the "
-            "traceback, and the same command continues from the last checkpoint"
-        ) from error
-
-
-def make_people(data: Path, people: int, seed: int) -> None:
-    missing = [number for number in range(-(-people // PEOPLE_PER_SHARD)) if not shard_path(data, number).is_file()]
-    for number in make_shards(data, iter(missing), seed):
-        print(f"people: {min(people, (number + 1) * PEOPLE_PER_SHARD)} of {people}", flush=True)
+    arguments = {name: value for name, value in asdict(settings).items() if name != "network"}
+    run_flow(partial(train_rgi, out=str(folder), **arguments, device=device), work)
 
 
 def fit_head(folder: Path, steps: int, seed: int) -> None:

@@ -15,7 +15,22 @@ from storage.keys import canonical, digest
 from storage.spelling import near_miss
 from tasks.stage import Stage
 
-STAGES = ("align", "mesh", "reenact", "parse", "light", "encode", "tune", "swap", "recolor", "enhance", "blend", "inpaint", "paste")
+STAGES = (
+    "align",
+    "mesh",
+    "reenact",
+    "parse",
+    "light",
+    "visibility",
+    "encode",
+    "tune",
+    "swap",
+    "recolor",
+    "enhance",
+    "blend",
+    "inpaint",
+    "paste",
+)
 """Stage names; each is a module `tasks.<name>` with `BACKENDS`, the default first."""
 
 MORE_BACKENDS = {

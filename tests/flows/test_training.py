@@ -130,9 +130,10 @@ def test_teaching_that_was_stopped_goes_on_to_the_same_weights(data: Path, tmp_p
 def test_the_flow_ends_with_its_files_however_few_the_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.train_rgi as flow_module
     import flows.training.folder as folder_module
+    import flows.training.parts as parts_module
 
-    monkeypatch.setattr(flow_module, "run_step", lambda name, title, work: work())  # the parts, without a server
-    for module in (flow_module, folder_module):
+    monkeypatch.setattr(parts_module, "run_step", lambda name, title, work: work())  # the parts, without a server
+    for module in (parts_module, folder_module):
         monkeypatch.setattr(module, "PEOPLE_PER_SHARD", 1)
     monkeypatch.setattr(flow_module, "show_samples", lambda *_: None)
     (tmp_path / "data").symlink_to(data)

@@ -62,6 +62,20 @@ def test_only_what_the_backends_read_is_part_of_the_graph() -> None:
     assert "encode" not in {node.name for node in graph(make_settings("mobile", stages=["swap=composite"])).nodes}
 
 
+def test_what_is_in_front_of_faces_changes_no_key_unless_it_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = tuple(
+        replace(node, wires={read: wire.rpartition("|")[2] if "visibility" in wire else wire for read, wire in node.wires.items()})
+        for node in PAIR_NODES
+        if node.name != "visibility"
+    )
+    assert keys(graph()) == keys(Graph(without, PAIR_RESULT, make_settings("mobile")))
+    monkeypatch.setattr("tasks.graph.weight_digest", lambda name: name)
+    looked = graph(make_settings("mobile", stages=["visibility=network"]))
+    of = {slot for slot, key in keys(looked).items() if key != keys(graph()).get(slot)}
+    assert {("visibility", "source"), ("visibility", "target"), ("reenact", ""), ("swap", "")} <= of
+    assert not of & {("align", "source"), ("mesh", "target"), ("parse", "source"), ("parse", "target")}
+
+
 def test_a_setting_holds_for_all_nodes_of_its_stage_or_for_the_one_that_is_named() -> None:
     def steps(*changes: str) -> list[int]:
         of = graph(make_settings("codes", changes=changes))
