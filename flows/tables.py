@@ -181,11 +181,11 @@ def _check_header(path: Path, names: Sequence[str], columns: Sequence[str], need
     if twice:
         raise UsageError(f"{path}: the column {twice} stands twice; leave one out")
     for name in _others(there, columns):
-        alike = next((known for known in columns if _plain(known) == _plain(name)), "")
-        if alike:
-            raise UsageError(f"{path}: the column {name!r} would be ignored; did you mean {alike}? Rename it")
-        if alike := nearest(name, columns, _ALIKE):
-            print(f"e4s: {path}: the column {printable(name)!r} is ignored; did you mean {alike}?", file=sys.stderr)
+        same = next((known for known in columns if _plain(known) == _plain(name)), "")
+        if same:
+            raise UsageError(f"{path}: the column {name!r} would be ignored; did you mean {same}? Rename it")
+        if close := nearest(name, columns, _ALIKE):
+            print(f"e4s: {path}: the column {printable(name)!r} is ignored; did you mean {close}?", file=sys.stderr)
 
 
 def _others(names: Sequence[str], columns: Collection[str]) -> list[str]:

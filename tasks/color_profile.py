@@ -72,10 +72,10 @@ def cmyk_to_srgb(image: Image.Image, profile: bytes) -> UInt8:
 
 def _converted(image: Image.Image, source: bytes, goal: bytes, mode: str) -> UInt8:
     """Convert by relative colorimetric intent with black point compensation. Raises ItemError for a profile that cannot be used."""
-    profiles = (ImageCms.ImageCmsProfile(io.BytesIO(data)) for data in (source, goal))
+    own, wanted = (ImageCms.ImageCmsProfile(io.BytesIO(data)) for data in (source, goal))
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOCACHE
     try:
-        converted = ImageCms.profileToProfile(image, *profiles, ImageCms.Intent.RELATIVE_COLORIMETRIC, mode, flags=flags)
+        converted = ImageCms.profileToProfile(image, own, wanted, ImageCms.Intent.RELATIVE_COLORIMETRIC, mode, flags=flags)
     except ImageCms.PyCMSError as error:
         raise ItemError(f"the picture's colour profile cannot be used ({error}): convert the picture to sRGB.") from None
     assert converted is not None

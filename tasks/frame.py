@@ -215,18 +215,18 @@ def own_profile(image: Image.Image) -> bytes | None:
 
 def png_chunks(image: Image.Image) -> dict[bytes, bytes]:
     """Chunks of a PNG before its pixels, kind -> body; the last of each kind."""
-    assert image.fp is not None
-    place = image.fp.tell()
-    image.fp.seek(len(_PNG_SIGNATURE))
+    file: IO[bytes] = getattr(image, "fp")  # noqa: B009  Pillow's types give it to files only
+    place = file.tell()
+    file.seek(len(_PNG_SIGNATURE))
     found: dict[bytes, bytes] = {}
-    while len(head := image.fp.read(8)) == 8 and head[4:] != b"IDAT":
+    while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
         length = int.from_bytes(head[:4])
         if length > _CHUNK_BYTES:
-            image.fp.seek(length, io.SEEK_CUR)
+            file.seek(length, io.SEEK_CUR)
         else:
-            found[head[4:]] = image.fp.read(length)
-        image.fp.seek(4, io.SEEK_CUR)
-    image.fp.seek(place)
+            found[head[4:]] = file.read(length)
+        file.seek(4, io.SEEK_CUR)
+    file.seek(place)
     return found
 
 
@@ -373,11 +373,11 @@ def _decode_ffmpeg(data: bytes, is_png: bool) -> npt.NDArray[np.uint16] | None:
     import av
 
     try:
-        with av.open(io.BytesIO(data), format="tiff_pipe") as file:
+        with av.open(io.BytesIO(data), "r", format="tiff_pipe") as file:
             pixels = next(file.decode(video=0)).to_ndarray()
     except (av.FFmpegError, StopIteration, ValueError):
         return None
-    return pixels if pixels.dtype == np.uint16 and pixels.ndim == 3 else None
+    return np.asarray(pixels, np.uint16) if pixels.dtype == np.uint16 and pixels.ndim == 3 else None
 
 
 def _png_pixel_chunks(data: bytes) -> bytes:

@@ -55,7 +55,7 @@ def read_properties(file: ImageFile) -> Properties:
         space = color_space(profile) if isinstance(profile, bytes) else ""
         of_gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
         gray = of_gray and space == "GRAY" and honored == profile
-        if gray or (space == "RGB" and not of_gray and image.mode != "CMYK"):
+        if isinstance(profile, bytes) and (gray or (space == "RGB" and not of_gray and image.mode != "CMYK")):
             chunks.setdefault(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile, 9))
         else:
             # No profile of the picture's colours: a PNG must not have it, and it was not honoured.
