@@ -74,7 +74,7 @@ def test_prune_shows_first_and_does_it_with_yes(place: str, capsys: Text) -> Non
     assert shown[1].startswith("would remove 2 artifacts with 2 files (")
     assert shown[2] == "this was a dry run, nothing was removed; the same command with --yes removes it"
     assert len(Store(place).all()) == 5
-    assert main(["cache", "prune", place, "--stage", "swap", "--dry"]) == 0
+    assert main(["cache", "prune", place, "--stage", "swap", "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == shown
     assert main(["cache", "prune", place, "--stage", "swap", "--yes"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("removed 2 artifacts with 2 files (")

@@ -296,7 +296,9 @@ def test_swap_one_face(people: list[Path], tmp_path: Path, capsys: Text) -> None
     arguments = ["swap", str(people[0]), str(people[1]), "-o", str(output), "--profile", "fast", "--device", "cpu"]
     assert main(arguments) == 0
     assert output.read_bytes().startswith(b"\x89PNG")
-    assert main([*arguments[:4], str(tmp_path / "out.jpg"), *arguments[5:]]) == 1
+    assert main([*arguments[:4], str(tmp_path / "out.jpg"), *arguments[5:]]) == 0
+    assert (tmp_path / "out.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+    assert main([*arguments[:4], str(tmp_path / "out.gif"), *arguments[5:]]) == 1
     capsys.readouterr()
     for where, part in ((tmp_path / "nowhere", "not a file name in an existing folder"), (Path("/proc"), "cannot be written")):
         assert main([*arguments[:4], str(where / "out.png"), *arguments[5:], "--run", str(tmp_path / "run")]) == 1

@@ -213,13 +213,13 @@ def test_features_are_computed_once(people: list[Path], tmp_path: Path) -> None:
     assert {artifact.stage for artifact in Store(str(store)).all()} == {"sface"}  # no crop is kept
 
 
-def test_the_default_profiles_crops_and_label_maps_are_the_runs_own() -> None:
+def test_the_default_profiles_crops_and_label_maps_are_the_runs_own(tmp_path: Path) -> None:
     """A run that kept them is read; it is not aligned and parsed again."""
     pair = Item("a", {"source": Image("a", "a" * 64), "target": Image("b", "b" * 64, 1), "swapped": Image("c", "c" * 64)})
     own = Graph(PAIR_NODES, PAIR_RESULT, make_settings("mobile")).works(
         Item("a", {role: pair.images[role] for role in ("source", "target")})
     )
-    works = _graph(["sface", "pixels"], [("sface", "source"), ("pixels", "")], "cpu").works(pair)
+    works = _graph(["sface", "pixels"], [("sface", "source"), ("pixels", "")], "cpu", Store(str(tmp_path))).works(pair)
     for place in (("align", "source"), ("align", "target"), ("parse", "target")):
         assert works[place].key == own[place].key
 

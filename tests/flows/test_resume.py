@@ -211,7 +211,7 @@ def test_why_names_weights_libraries_and_new_items(finished: Path, people_folder
     found = reasons(request(people_folder, other.path))
     assert found["parse"][1].startswith("weights changed: face_parser 0123456789ab -> 468e13ca13a9")
     assert found["mesh"][1].startswith("library changed: numpy 1.0 -> ")
-    assert found["reenact"][1] == "upstream changed: mesh"
+    assert found["reenact"][1] == "upstream changed: mesh, parse"
     (tmp_path / "more.csv").write_text(f"id,source,target\nfresh,{people[0]},{people[3]}\n")
     found = reasons(request(tmp_path / "more.csv", finished))
     assert found["swap"] == (1, "new")
