@@ -98,7 +98,7 @@ def invert_all(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    defaults = make_settings("mobile").options["encode_driven"]
+    defaults = make_settings("codes").options["encode_driven"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=200)
     parser.add_argument("--photos", type=Path, help="folder of photographs")
