@@ -73,6 +73,7 @@ def watched(url: str) -> Iterator[None]:
         yield
     finally:
         over.set()
+        watcher.join(1.0)  # s; where the server hangs the thread ends later by itself
 
 
 def _watch(url: str, over: threading.Event) -> None:
