@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from e4s_models.regions import Region
-from tasks.stage import Cost, Float32, Inputs, Outputs, Stage, UInt8, each
+from tasks.stage import Cost, Float32, Inputs, ItemError, Outputs, Stage, UInt8, each
 
 SKIN = (Region.SKIN, Region.NOSE)
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709, of linear RGB
@@ -50,6 +50,16 @@ def skin_cells(face: UInt8, regions: UInt8, side: int) -> Float32:
     """RGB (H, W, 3) and region ids (H, W) -> (side, side, 4): the mean linear colour of each cell's skin, and 1 where it is mostly skin."""
     colour, valid = shrink(face, np.isin(regions, SKIN), side)
     return np.dstack([colour, valid.astype(np.float32)])
+
+
+def read_target_skin(inputs: Inputs, side: int) -> Float32:
+    """Return the colours of the target's skin (side, side, 4) for `recolor`: `target_light` if `light` wrote it, else read off the face."""
+    light: Float32 | None = inputs.get("target_light")
+    if light is None:
+        return skin_cells(inputs["target_face"], inputs["target_regions"], side)
+    if len(light) != side:
+        raise ItemError(f"recolor.side is {side}, light.side {len(light)}: set both to the same")
+    return light
 
 
 def share_light(cells: Float32, weights: Float32, here: int) -> Float32:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from e4s_models.checks import check_shape
 from e4s_models.regions import Region
-from tasks.light import DARKEST, LUMINANCE, SKIN, shrink, skin_cells, to_linear
-from tasks.stage import Cost, Float32, Inputs, ItemError, Outputs, Stage, UInt8, each
+from tasks.light import DARKEST, LUMINANCE, SKIN, read_target_skin, shrink, to_linear
+from tasks.stage import Cost, Float32, Inputs, Outputs, Stage, UInt8, each
 
 _MIN_PIXELS = 24  # low-resolution skin pixels below which a face's statistics mean nothing
 
@@ -186,7 +186,7 @@ def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
     size = check_shape(swapped, "H W 3")
     skin = np.isin(inputs["swapped_regions"], SKIN) & mask
     target_skin = np.isin(inputs["target_regions"], SKIN)
-    field = change_field(swapped, skin, _target_light(inputs, config), config)
+    field = change_field(swapped, skin, read_target_skin(inputs, config.side), config)
     recolored = swapped.copy()
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
@@ -202,15 +202,6 @@ def recolor(inputs: Inputs, config: GuidedConfig) -> Outputs:
     changed = _apply(swapped[box], change, np.asarray(level, np.float32), mirrors, contrast, config)
     recolored[box] = np.where(mask[box][..., None], changed, swapped[box])
     return {"recolored": recolored}
-
-
-def _target_light(inputs: Inputs, config: GuidedConfig) -> Float32:
-    light: Float32 | None = inputs.get("target_light")
-    if light is None:
-        return skin_cells(inputs["target_face"], inputs["target_regions"], config.side)
-    if len(light) != config.side:
-        raise ItemError(f"recolor.side is {config.side}, light.side {len(light)}: set both to the same")
-    return light
 
 
 def _spare_white(change: Float32, image: UInt8, regions: UInt8, target_mouth: UInt8, feather: float, config: GuidedConfig) -> Float32:

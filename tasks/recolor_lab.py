@@ -17,8 +17,8 @@ import numpy.typing as npt
 from e4s_models.checks import check_shape
 from e4s_models.push_pull import blur_normalised
 from e4s_models.regions import Region
-from tasks.light import skin_cells
-from tasks.stage import Cost, Float32, Inputs, ItemError, Outputs, Stage, UInt8, each
+from tasks.light import read_target_skin, skin_cells
+from tasks.stage import Cost, Float32, Inputs, Outputs, Stage, UInt8, each
 
 Mask = npt.NDArray[np.bool_]
 
@@ -125,7 +125,7 @@ def recolor(inputs: Inputs, config: LabConfig) -> Outputs:
         return {"recolored": recolored}
     own_cells = skin_cells(swapped, np.where(mask, regions, np.uint8(Region.BACKGROUND)), config.side)
     own, own_valid = cells_to_lab(own_cells)
-    target, target_valid = cells_to_lab(_target_light(inputs, config))
+    target, target_valid = cells_to_lab(read_target_skin(inputs, config.side))
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     before = to_lab(swapped[box])
     target_lab = to_lab(inputs["target_face"])
@@ -200,15 +200,6 @@ def plan_move(own: Float32, target: Float32, config: LabConfig) -> tuple[Move, M
     # Skin that loses chroma loses its variations, too: else neutral highlights of saturated skin turn blue.
     gain[1:] *= min(1.0, float(np.hypot(*centre[1:]) + 4) / float(np.hypot(*own_centre[1:]) + 4))
     return Move(own_centre, float(own_spread[0]), centre, gain.astype(np.float32)), own_kept, kept
-
-
-def _target_light(inputs: Inputs, config: LabConfig) -> Float32:
-    light: Float32 | None = inputs.get("target_light")
-    if light is None:
-        return skin_cells(inputs["target_face"], inputs["target_regions"], config.side)
-    if len(light) != config.side:
-        raise ItemError(f"recolor.side is {config.side}, light.side {len(light)}: set both to the same")
-    return light
 
 
 def _shading(moved: Float32, own_valid: Mask, target: Float32, target_valid: Mask, config: LabConfig) -> Float32:
