@@ -156,6 +156,7 @@ def test_why_names_weights_libraries_and_new_videos(finished: Path, films: Path,
     assert found == {
         ("align (source)", "new picture"): "1",
         ("mesh (source)", "new picture"): "1",
+        ("parse (source)", "new picture"): "1",
         ("segment", "input changed: source"): "2",
         ("segment", "new"): "2",
         ("join", "input changed: source"): "1",
@@ -247,7 +248,7 @@ def test_status_lists_stages_as_a_video_goes_through_them(finished: Path, capsys
     assert print_status(str(finished)) == 0
     lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     done = {line[1].strip(): line[2].strip() for line in lines}
-    assert list(done)[:6] == ["probe", "align (source)", "mesh (source)", "detect", "track", "mesh"]
+    assert list(done)[:7] == ["probe", "align (source)", "mesh (source)", "parse (source)", "detect", "track", "mesh"]
     assert list(done)[-2:] == ["inpaint", "segment"]
     assert (done["align (source)"], done["blend"], done["segment"]) == ("1", str(FRAMES), str(SEGMENTS))
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -465,21 +466,24 @@ def test_a_worker_killed_in_mid_group_costs_that_group_only(
 ) -> None:
     run = without_segments(finished, tmp_path / "run")
     before = set(listed(run))
-    outside.worker("victim", E4S_FAULT="mid-stage:50")  # 7 stages of 6 frames, then in the midst of the second group
+    # In the midst of the second group: a group of 6 frames passes 7 stages or 8.
+    victim = outside.worker("victim", E4S_FAULT="mid-stage:50")
     outside.wait_for(1)
-    kept: list[int] = []
 
-    def call(part: str, name: str, work: Callable[[], None]) -> None:
-        if name == "segment" and not kept:
-            kept.append(1)
-            outside.worker("heir")
-        work()
+    def replace_the_victim() -> None:
+        victim.wait()
+        outside.worker("heir")
 
-    plan = make_video_plan(request(films / "videos.csv", run, dask=outside.address, dask_wait=30.0))
+    # Only then, or a fast heir takes so many groups that the victim never gets to its fault.
+    replacement = threading.Thread(target=replace_the_victim)
+    replacement.start()
+    plan = make_video_plan(request(films / "videos.csv", run, dask=outside.address, dask_wait=60.0))
     try:
-        summary = execute_videos(plan, call=call)
+        summary = execute_videos(plan)
     finally:
         plan.close()
+        victim.kill()
+        replacement.join()
     assert (summary.done, summary.crash) == (1, "")
     assert plan.rows["film"].output_sha256 == VideoRunFolder(finished).read_rows()[0].output_sha256
     assert summary.computed["segment"] == 4
