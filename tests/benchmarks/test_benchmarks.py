@@ -18,12 +18,28 @@ ROOT = Path(__file__).parents[2]
     ("name", "exact", "timed"),
     [
         ("generator", ["equal_codes_difference"], ["regional_over_plain"]),
-        ("region_conv", ["fast_minus_loop", "bfloat16_error"], ["fast_over_plain", "loop_over_fast", "loop_over_plain"]),
         ("recolor_memory", ["minus_dense_at_256", "correlation_growth"], []),
-        ("evaluation", ["memory_large_over_small_run", "features_computed_again", "batch_difference"], []),
-        ("overhead", ["same_bytes"], ["planning_ms_per_pair", "flow_over_loop"]),
-        ("exits", ["not_zero"], []),
-        ("scale", [], ["cpu_per_pair_large_over_small", "ms_per_pair_and_stage", "dask_ms_per_pair_and_stage"]),
+        # Half a minute to two minutes each.
+        pytest.param(
+            "region_conv",
+            ["fast_minus_loop", "bfloat16_error"],
+            ["fast_over_plain", "loop_over_fast", "loop_over_plain"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "evaluation",
+            ["memory_large_over_small_run", "features_computed_again", "batch_difference"],
+            [],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("overhead", ["same_bytes"], ["planning_ms_per_pair", "flow_over_loop"], marks=pytest.mark.slow),
+        pytest.param("exits", ["not_zero"], [], marks=pytest.mark.slow),
+        pytest.param(
+            "scale",
+            [],
+            ["cpu_per_pair_large_over_small", "ms_per_pair_and_stage", "dask_ms_per_pair_and_stage"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "video",
             ["memory_long_over_short", "same_bytes"],
