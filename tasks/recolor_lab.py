@@ -137,7 +137,7 @@ def recolor(inputs: Inputs, config: LabConfig) -> Outputs:
             _shading(moved, own_valid, target, target_valid, config), (size["W"], size["H"]), interpolation=cv2.INTER_CUBIC
         )
         after = np.asarray(move.apply(before) + shading[box], np.float32)
-        after = _keep_features(after, before, regions[box], move.target - move.own, target_lab, inputs["target_regions"], config)
+        after = _keep_features(after, before, regions[box], move, target_lab, inputs["target_regions"], config)
     else:
         after = before.copy()
     after = _match_colour_space(after, target_lab, config)
@@ -179,6 +179,17 @@ class Move:
         chroma = (lab[..., 1:] - before * self.own[1:]) * self.gain[1:] + after * self.target[1:]
         return np.concatenate([light[..., None], chroma], axis=-1).astype(np.float32)
 
+    def shift_chroma(self, chroma: Float32) -> Float32:
+        """Shift a and b (..., 2) of features as those of the skin's centre; what loses them comes near to neutral, but not past it.
+
+        Where the skin loses chroma, features with less than the skin lose the same share instead of the same amount: else a grey
+        moustache under red light would turn cyan.
+        """
+        own, target = self.own[1:], self.target[1:]
+        ratio = np.clip(target / np.where(np.abs(own) < 1e-3, 1, own), 0, 1)
+        shares = (np.sign(own) == np.sign(target)) & (np.abs(target) < np.abs(own)) & (np.sign(own) * chroma < np.abs(own))
+        return np.where(shares, chroma * ratio, chroma + target - own).astype(np.float32)
+
 
 def light_ratio(own: Float32, target: Float32) -> float:
     """Return the factor of L + 16 from one colour (3,) to another: the cube root of the factor of its linear light (CIE 1976)."""
@@ -216,17 +227,18 @@ def _shading(moved: Float32, own_valid: Mask, target: Float32, target_valid: Mas
 
 
 def _keep_features(
-    after: Float32, before: Float32, regions: UInt8, shift: Float32, target: Float32, target_regions: UInt8, config: LabConfig
+    after: Float32, before: Float32, regions: UInt8, move: Move, target: Float32, target_regions: UInt8, config: LabConfig
 ) -> Float32:
     """Let lips, eyes and teeth keep their own colour: lips relative to the skin, eyes and teeth in part; teeth take the target's light."""
     lips = _feature_weight(regions, Region.LIPS)
-    own_lips = np.dstack([after[..., :1], before[..., 1:] + shift[1:]])
+    change = move.shift_chroma(before[..., 1:]) - before[..., 1:]
+    own_lips = np.dstack([after[..., :1], before[..., 1:] + change])
     after = np.asarray(after + lips * (own_lips - after), np.float32)
     for region in (Region.EYES, Region.MOUTH):
         here = regions == region
         if not here.any():
             continue
-        kept = np.dstack([after[..., :1], before[..., 1:] + (1 - config.own_colour) * shift[1:]]).astype(np.float32)
+        kept = np.dstack([after[..., :1], before[..., 1:] + (1 - config.own_colour) * change]).astype(np.float32)
         if region == Region.MOUTH:
             kept = _match_teeth(kept, kept[here], target[target_regions == region])
         after = np.asarray(after + _feature_weight(regions, region) * (kept - after), np.float32)
@@ -255,7 +267,7 @@ def _calm_highlights(after: Float32, before: Float32) -> Float32:
 STAGE = Stage(
     name="recolor",
     backend="lab",
-    version=1,
+    version=2,
     config=LabConfig,
     run=each(lambda model, config, inputs: recolor(inputs, config)),
     reads=("swapped", "swapped_regions", "mask", "target_face", "target_regions"),

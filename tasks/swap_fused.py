@@ -16,7 +16,7 @@ import numpy as np
 
 from e4s_models.checks import check_shape
 from e4s_models.morphology import disc
-from e4s_models.push_pull import fill_low_frequencies
+from e4s_models.push_pull import blur_normalised, fill_low_frequencies
 from e4s_models.regions import INNER_FACE, Region
 from e4s_models.warp import scale_of
 from tasks.stage import Float32, Inputs, Outputs, Stage, UInt8, each
@@ -43,6 +43,7 @@ class FusedConfig(CodesConfig):
     sharp: tuple[float, float] = (0.45, 0.9)  # source px per px of a band's grid: the band is generated below, the source's above
     levels: int = 5  # bands that are joined
     shift: float = 40.0  # grey levels, largest change that takes the generated face to the driven face's colours
+    texture: float = 1.0  # detail of generated skin, over what 10 % of the source's own skin exceed: more is cut off
     foreign: tuple[float, float] = (70.0, 120.0)  # grey levels from the continued skin: generated skin below, something else above
     keep_source_glasses: bool = False  # carry the source's glasses where the target wears none
 
@@ -84,6 +85,12 @@ def join_bands(driven: UInt8, generated: Float32, trust: Float32, shares: Sequen
     return np.asarray(np.clip(np.rint(generated + joined), 0, 255), np.uint8)
 
 
+TEXTURE_BLUR = 0.008
+"""Standard deviation that parts the skin's detail from its shading, as a fraction of the crop's side."""
+LEAST_TEXTURE = 4.0
+"""Grey levels of detail that any skin may have."""
+
+
 def continue_skin(driven: UInt8, generated: UInt8, trust: Float32, skin: Mask, config: FusedConfig) -> Float32:
     """Return `generated` fitted to the trusted part of `driven`: RGB (H, W, 3) float32.
 
@@ -105,7 +112,32 @@ def continue_skin(driven: UInt8, generated: UInt8, trust: Float32, skin: Mask, c
     near, far = config.foreign
     foreign = np.clip((np.abs(local - continued).max(axis=2) - near) / (far - near), 0, 1) * skin
     foreign = cv2.GaussianBlur(foreign.astype(np.float32), (0, 0), 0.003 * max(skin.shape))
-    return np.asarray(base + foreign[..., None] * (continued - base), np.float32)
+    base += foreign[..., None] * (continued - base)
+    return _limit_texture(base, own, trusted_skin, skin, config)
+
+
+def _limit_texture(generated: Float32, own: Float32, trusted_skin: Float32, skin: Mask, config: FusedConfig) -> Float32:
+    """Limit the detail of generated skin to that of the source's own: strands of a fringe that the codes hold, frames, stubble.
+
+    Pictures are (H, W, 3) float32 RGB, `trusted_skin` (H, W) [0, 1] is where `own` shows skin, `skin` (H, W) where there is to be skin.
+    Detail is what a blur within the skin takes away, the same in all channels.
+    """
+    sigma = TEXTURE_BLUR * max(skin.shape)
+    sure = trusted_skin > 0.9
+    if not sure.any():
+        return generated
+    inside = skin.astype(np.float32)
+    own_detail = np.abs(_detail(own, trusted_skin, sigma)[sure])
+    limit = config.texture * max(float(np.percentile(own_detail, 90)), LEAST_TEXTURE)
+    detail = _detail(generated, inside, sigma)
+    excess = detail - np.clip(detail, -limit, limit)
+    return np.asarray(generated - (excess * inside)[..., None], np.float32)
+
+
+def _detail(image: Float32, skin: Float32, sigma: float) -> Float32:
+    """Return what a blur within `skin` (H, W) takes away from the mean of the channels of an image (H, W, 3): (H, W)."""
+    gray = image.mean(axis=2)[..., None]
+    return np.asarray((gray - blur_normalised(gray, skin, sigma))[..., 0], np.float32)
 
 
 def trust_driven(inputs: Inputs, mask: Mask, config: FusedConfig) -> Float32:
@@ -188,7 +220,7 @@ def describe_limits(facts: Float32) -> str:
 STAGE = Stage(
     name="swap",
     backend="fused",
-    version=1,
+    version=2,
     config=FusedConfig,
     load=CODES.load,
     run=each(fuse),

@@ -123,6 +123,15 @@ def test_lips_keep_their_difference_to_the_skin() -> None:
     assert 8 < lab[168:172, 110:146, 0].mean() < lab[100:120, 100:120, 0].mean()
 
 
+def test_a_grey_moustache_of_a_face_in_red_light_does_not_turn_cyan() -> None:
+    swapped = skin_image(RED)
+    inputs = face_inputs(swapped, skin_image(PALE))
+    swapped[150:170, 96:160] = 120
+    inputs["swapped_regions"][150:170, 96:160] = Region.LIPS
+    lab = to_lab(STAGE.run(None, CONFIG, [inputs])[0]["recolored"])[152:168, 100:156]
+    assert np.median(lab[..., 1:], axis=(0, 1)) == pytest.approx([0, 0], abs=2.5)
+
+
 def test_light_from_the_targets_side_is_followed_within_its_limit() -> None:
     ramp = np.linspace(-50, 50, SIDE)[None, :, None]
     target = np.clip(skin_image((170, 130, 110), seed=1) + ramp, 0, 255).astype(np.uint8)

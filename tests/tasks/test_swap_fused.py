@@ -125,6 +125,19 @@ def test_a_lock_of_hair_on_the_generated_skin_is_replaced_and_one_in_the_hair_st
     assert continue_skin(gray(150), generated, trust, skin, CONFIG)[30, 60].max() < 60
 
 
+def test_strands_on_generated_skin_are_cut_to_the_texture_of_the_sources_own() -> None:
+    trust = np.zeros((SIDE, SIDE), np.float32)
+    trust[64:] = 1
+    own, generated = gray(150), gray(150)
+    own[64:] += np.random.default_rng(0).integers(-5, 6, (64, SIDE, 1)).astype(np.uint8)
+    generated[10:50, 20:100:10] = 110
+    skin = np.ones((SIDE, SIDE), np.bool_)
+    fitted = continue_skin(own, generated, trust, skin, CONFIG)
+    assert 125 < fitted[12:48, 20:100:10].mean() < 150
+    assert fitted[12:48, 25:100:10].mean() > 140
+    assert np.ptp(continue_skin(own, generated, trust, skin, FusedConfig(texture=1000))[30]) > 30
+
+
 def test_nothing_trusted_leaves_the_generated_face_as_it_is() -> None:
     generated = gray(90)
     fitted = continue_skin(gray(150), generated, np.zeros((SIDE, SIDE), np.float32), np.ones((SIDE, SIDE), np.bool_), CONFIG)
