@@ -16,10 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from types import FrameType
 
 from e4s_models.weights import WeightsError
-from flows.commands import cache, doctor, invert, manifest, models, pairs, report, stage, status, swap, synth, train, videos
+from flows.commands import cache, doctor, invert, manifest, models, pairs, report, settings, stage, status, swap, synth, train, videos
 from flows.commands.options import EXIT_CODES, EXIT_INTERRUPTED, Parser
 from flows.tables import printable
 from storage.run import RunError
@@ -30,7 +31,7 @@ from tasks.stage import ItemError
 
 GRACE = 6.0  # s after SIGTERM for ending in order
 
-COMMANDS = (swap, invert, pairs, videos, manifest, synth, status, report, stage, models, train, cache, doctor)
+COMMANDS = (swap, invert, pairs, videos, manifest, synth, status, report, stage, settings, models, train, cache, doctor)
 """In the order of `e4s --help`."""
 
 
@@ -103,6 +104,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="e4s", description="Fine-grained face swapping by regional GAN inversion, as a resumable batch pipeline.", epilog=EXIT_CODES
     )
+    parser.add_argument("--version", action="version", version=f"e4s {version('e4s')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS:
         command.add(commands)

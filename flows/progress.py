@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import NoReturn, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from flows.console import PlainColumn, plain_console
 from flows.plan import Plan
@@ -138,8 +140,53 @@ class Bar:
             self.bar.stop()
 
 
-def terminal_progress() -> Bar | Lines:
-    """A bar if stderr is a terminal, else lines."""
+class NotebookBar:
+    """For notebooks, whose output is no terminal: one line that is overwritten."""
+
+    def begin(self, plan: Plan) -> None:
+        self.bar = tqdm(total=len(plan.todo), unit="pair", desc="pairs")
+        self.done = 0
+
+    def stage(self, chunk: int, node: str) -> None:
+        self.bar.set_postfix_str(node)
+
+    def within(self, items: float) -> None:
+        self.bar.n = round(self.done + items, 1)
+        self.bar.refresh()
+
+    def advance(self, rows: list[Row]) -> None:
+        self.done += len(rows)
+        self.within(0)
+
+    def end(self) -> None:
+        if hasattr(self, "bar"):
+            self.bar.set_postfix_str("")
+            self.bar.close()
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, plan: Plan) -> None: ...
+
+    def stage(self, chunk: int, node: str) -> None: ...
+
+    def within(self, items: float) -> None: ...
+
+    def advance(self, rows: list[Row]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
+
+
+def terminal_progress() -> Bar | NotebookBar | Lines:
+    """A bar if stderr is a terminal or a notebook, else lines."""
+    if in_notebook():
+        return NotebookBar()
     return Bar() if sys.stderr.isatty() else Lines()
 
 
@@ -152,6 +199,10 @@ class Count(Protocol):
 @contextmanager
 def counted(what: str) -> Iterator[Count]:
     """Progress of a plain count: yields a function of (done, total, part); a bar on a terminal, else a line every 10 s."""
+    if in_notebook():
+        with tqdm(unit=f" {what}") as line:
+            yield partial(_show_count, line)
+        return
     if not sys.stderr.isatty():
         yield _counted_lines(what)
         return
@@ -167,6 +218,12 @@ def counted(what: str) -> Iterator[Count]:
             bar.update(task, completed=done, total=total)
 
         yield show
+
+
+def _show_count(line: tqdm[NoReturn], done: int, total: int, part: str = "") -> None:
+    line.total, line.n = total, done
+    line.set_description_str(part, refresh=False)
+    line.refresh()
 
 
 def _counted_lines(what: str) -> Count:

@@ -16,6 +16,7 @@ ALLOWED = {
     "tasks": {"tasks", "e4s_models", "storage"},
     "evaluation": {"evaluation", "e4s_models", "storage"},
     "flows": {"flows", "tasks", "evaluation", "e4s_models", "storage"},
+    "e4s": {"flows", "tasks", "e4s_models", "storage"},
 }
 OURS = {*ALLOWED, "benchmarks", "tests"}
 MODULES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))

@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import urllib.request
@@ -501,3 +502,29 @@ def test_files_where_run_folders_are_expected(tmp_path: Path, capsys: Text) -> N
 def test_synth_says_what_it_made_and_refuses_nothing(tmp_path: Path, capsys: Text) -> None:
     assert main(["synth", "--count", "0", "--out", str(tmp_path / "people")]) == 1
     fails_with(capsys, "count")
+
+
+def test_settings_are_listed_with_defaults_and_units(capsys: Text) -> None:
+    assert main(["settings"]) == 0
+    assert "swap: composite, fused, codes, rgi" in capsys.readouterr().out.splitlines()
+    assert main(["settings", "blend"]) == 0
+    assert re.search(r"^blend\.levels +\d+ +\S", capsys.readouterr().out, re.M)
+    assert main(["settings", "output"]) == 0
+    assert re.search(r"^output\.b_frames +2 +$", capsys.readouterr().out, re.M)  # no comment of its neighbour
+    assert main(["settings", "swop"]) == 1
+    assert "unknown stage 'swop' (did you mean swap?)" in capsys.readouterr().err
+
+
+def test_every_setting_says_what_it_means() -> None:
+    from flows.settings_table import list_settings, stage_names
+
+    settings = [setting for stage in stage_names() for setting in list_settings(stage) if setting.name]
+    silent = [f"{setting.stage}.{setting.name}" for setting in settings if not setting.meaning]
+    assert len(silent) < 0.1 * len(settings), silent
+
+
+def test_the_version(capsys: Text) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"e4s \d+\.\d+\.\d+\n", capsys.readouterr().out)
