@@ -103,11 +103,12 @@ def _feature_weight(regions: UInt8, which: Region) -> Float32:
 
 
 def _match_teeth(out: Float32, own: Float32, target: Float32) -> Float32:
-    """Move colours `out` (H, W, 3) so that the brightest of `own` (N, 3) of them are as bright as those of `target` (M, 3)."""
+    """Move colours `out` (H, W, 3) so that the brightest of `own` (N, 3) of them, the teeth, are those of `target` (M, 3)."""
     if min(len(own), len(target)) < _MIN_CELLS:
         return out
     light = np.percentile(target[:, 0], 90) - np.percentile(own[:, 0], 90)
-    colour = np.median(target[:, 1:], axis=0) - np.median(own[:, 1:], axis=0)
+    own_teeth, teeth = (values[values[:, 0] >= np.percentile(values[:, 0], 60), 1:] for values in (own, target))
+    colour = np.median(teeth, axis=0) - np.median(own_teeth, axis=0)
     return np.asarray(out + np.array([light, *colour]), np.float32)
 
 

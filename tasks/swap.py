@@ -111,17 +111,14 @@ def _near(where: Mask, margin: float) -> Mask:
     return np.asarray(cv2.dilate(where.astype(np.uint8), disc(margin * max(where.shape))) > 0)
 
 
-def _left_to_target(driven_regions: UInt8, target_regions: UInt8, visible: UInt8 | None, config: CompositeConfig) -> Mask:
-    """Return what of the driven face spoils the skin, where the target has skin of its own, (H, W) bool.
+def _left_to_target(driven_regions: UInt8, target_regions: UInt8, config: CompositeConfig) -> Mask:
+    """Edges of the driven face that spoil the skin, where the target has skin of its own.
 
-    Strands of hair and their shadow reach into what the parser calls skin, and along its outline a face turns dark. Where `visible`, if
-    given, is below one half, the driven pixels are not the source's own texture: glasses aside, which are carried as they are.
+    Strands of hair and their shadow reach into what the parser calls skin, and along its outline a face turns dark.
     """
     outside = ~np.isin(driven_regions, INNER_FACE)
-    spoilt = _near(driven_regions == Region.HAIR, config.hair_margin) | _near(outside, config.rim_margin)
-    if visible is not None:
-        spoilt |= (visible < 128) & (driven_regions != Region.GLASSES)
-    return np.asarray(spoilt & (target_regions == Region.SKIN))
+    edges = _near(driven_regions == Region.HAIR, config.hair_margin) | _near(outside, config.rim_margin)
+    return np.asarray(edges & (target_regions == Region.SKIN))
 
 
 def _bridge(target: UInt8, glasses: Mask, config: CompositeConfig) -> Mask:
@@ -148,8 +145,7 @@ def eyes_behind(target: UInt8, glasses: Mask, target_regions: UInt8, driven_regi
 def composite(inputs: Inputs, config: CompositeConfig) -> Outputs:
     """Set driven pixels over the recomposed mask, target pixels elsewhere.
 
-    Reads `driven`, `target_face` (H, W, 3) uint8 RGB and `driven_regions`, `target_regions` (H, W) uint8; `visible` (H, W) uint8, 255 =
-    the source's own texture, where `reenact` writes it. Writes `swapped`
+    Reads `driven`, `target_face` (H, W, 3) uint8 RGB and `driven_regions`, `target_regions` (H, W) uint8. Writes `swapped`
     (H, W, 3); `swapped_regions`; `hole`, 255 in the mismatch region and the strip of the driven outline beside it; `mask`, 255 where
     pixels are the driven face's: both (H, W) uint8.
 
@@ -180,7 +176,7 @@ def composite(inputs: Inputs, config: CompositeConfig) -> Outputs:
             from_driven |= eyes
     if not from_driven.any():
         raise ItemError("no face region was found in the driven face; check that source and target show a face")
-    from_driven &= ~_left_to_target(driven_regions, target_regions, inputs.get("visible"), config)
+    from_driven &= ~_left_to_target(driven_regions, target_regions, config)
     # Spikes of the outline are cut off, slits stay: hair of the target may lie there.
     from_driven &= cv2.GaussianBlur(from_driven.astype(np.float32), (0, 0), config.round_corners * max(from_driven.shape)) > 0.4
     rim = inner & ~from_driven & np.isin(target_regions, _TARGET_INNER) & _near(hole > 0, 2 * config.rim_margin)
@@ -196,11 +192,10 @@ def composite(inputs: Inputs, config: CompositeConfig) -> Outputs:
 STAGE = Stage(
     name="swap",
     backend="composite",
-    version=2,
+    version=1,
     config=CompositeConfig,
     run=each(lambda model, config, inputs: composite(inputs, config)),
     reads=("driven", "driven_regions", "target_face", "target_regions"),
-    optional=("visible",),
     writes={"swapped": "image", "swapped_regions": "labels", "hole": "labels", "mask": "labels"},
     cost=Cost(threads=True),
 )

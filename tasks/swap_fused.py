@@ -45,6 +45,7 @@ class FusedConfig(CodesConfig):
     shift: float = 40.0  # grey levels, largest change that takes the generated face to the driven face's colours
     texture: float = 1.0  # detail of generated skin, over what 10 % of the source's own skin exceed: more is cut off
     foreign: tuple[float, float] = (70.0, 120.0)  # grey levels from the continued skin: generated skin below, something else above
+    off_colour: tuple[float, float] = (0.02, 0.045)  # likewise, of a channel's share of the sum of all three
     keep_source_glasses: bool = False  # carry the source's glasses where the target wears none
 
     def __post_init__(self) -> None:
@@ -85,6 +86,8 @@ def join_bands(driven: UInt8, generated: Float32, trust: Float32, shares: Sequen
     return np.asarray(np.clip(np.rint(generated + joined), 0, 255), np.uint8)
 
 
+GENERATED_WEIGHT = 0.5
+"""Weight of generated skin beside the source's own where both go on below something foreign."""
 TEXTURE_BLUR = 0.008
 """Standard deviation that parts the skin's detail from its shading, as a fraction of the crop's side."""
 LEAST_TEXTURE = 4.0
@@ -109,11 +112,26 @@ def continue_skin(driven: UInt8, generated: UInt8, trust: Float32, skin: Mask, c
     base += np.clip(change, -config.shift, config.shift)
     continued = fill_low_frequencies(own, trusted_skin)
     local = cv2.GaussianBlur(base, (0, 0), 0.003 * max(skin.shape))
-    near, far = config.foreign
-    foreign = np.clip((np.abs(local - continued).max(axis=2) - near) / (far - near), 0, 1) * skin
+    foreign = _ramp(np.abs(local - continued).max(axis=2), config.foreign)
+    foreign = np.maximum(foreign, _ramp(np.abs(_shares(local) - _shares(continued)).max(axis=2), config.off_colour)) * skin
     foreign = cv2.GaussianBlur(foreign.astype(np.float32), (0, 0), 0.003 * max(skin.shape))
-    base += foreign[..., None] * (continued - base)
+    # What replaces it goes on from all skin around it, the source's own first: else its edge shows.
+    sure = np.maximum(trusted_skin, GENERATED_WEIGHT * skin * (1 - foreign))
+    around = fill_low_frequencies(base + trusted_skin[..., None] * (own - base), np.asarray(sure, np.float32))
+    base += foreign[..., None] * (around - base)
     return _limit_texture(base, own, trusted_skin, skin, config)
+
+
+def _ramp(difference: Float32, limits: tuple[float, float]) -> Float32:
+    """Return 0 where a difference is below the first limit, 1 above the second."""
+    near, far = limits
+    return np.asarray(np.clip((difference - near) / (far - near), 0, 1), np.float32)
+
+
+def _shares(image: Float32) -> Float32:
+    """Return each channel's share of the sum of all three, (H, W, 3): the same in light and shadow."""
+    light = np.maximum(image, 0) + 8
+    return np.asarray(light / light.sum(axis=2, keepdims=True), np.float32)
 
 
 def _limit_texture(generated: Float32, own: Float32, trusted_skin: Float32, skin: Mask, config: FusedConfig) -> Float32:

@@ -140,18 +140,3 @@ def test_config_refuses_what_it_does_not_know() -> None:
 
 def test_composite_is_the_default_backend() -> None:
     assert next(iter(BACKENDS)) == "composite"
-
-
-def test_what_is_not_the_sources_own_texture_is_left_to_the_target() -> None:
-    driven, target = np.full((100, 100), S, np.uint8), np.full((100, 100), S, np.uint8)
-    driven[20:30, 20:30] = G
-    target[70:80, 70:80] = E
-    visible = np.full((100, 100), 255, np.uint8)
-    visible[:50, :50] = visible[65:85, 65:85] = 100
-    face = np.full((100, 100, 3), 100, np.uint8)
-    inputs = {"driven": face + 100, "target_face": face, "driven_regions": driven, "target_regions": target}
-    out = composite({**inputs, "visible": visible}, CompositeConfig())
-    assert out["mask"][40, 40] == 0 and out["mask"][60, 60] == 255
-    assert out["mask"][25, 25] == 255  # glasses are carried as they are
-    assert out["mask"][75, 75] == 255  # no eye of the target in the source's face
-    assert composite(inputs, CompositeConfig())["mask"][40, 40] == 255

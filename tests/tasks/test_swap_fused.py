@@ -125,6 +125,16 @@ def test_a_lock_of_hair_on_the_generated_skin_is_replaced_and_one_in_the_hair_st
     assert continue_skin(gray(150), generated, trust, skin, CONFIG)[30, 60].max() < 60
 
 
+def test_background_in_the_skins_light_is_replaced_by_skin() -> None:
+    trust = np.zeros((SIDE, SIDE), np.float32)
+    trust[:, :80] = 1
+    own = np.full((SIDE, SIDE, 3), (225, 180, 160), np.uint8)
+    generated = own.copy()
+    generated[:, 100:] = (195, 195, 190)  # hardly darker than the skin, but grey
+    fitted = continue_skin(own, generated, trust, np.ones((SIDE, SIDE), np.bool_), CONFIG)
+    assert np.abs(fitted[:, 105:] - own[:, 105:]).max() < 12
+
+
 def test_strands_on_generated_skin_are_cut_to_the_texture_of_the_sources_own() -> None:
     trust = np.zeros((SIDE, SIDE), np.float32)
     trust[64:] = 1
