@@ -46,6 +46,8 @@ def train_rgi(
     head_steps: int = 1500,
     teach_steps: int = 4000,
     objective_steps: int = 1000,
+    teach_batch: int = 16,
+    objective_batch: int = 4,
     teach_minutes: float = 0.0,
     objective_minutes: float = 0.0,
     seed: int = 0,
@@ -57,6 +59,7 @@ def train_rgi(
         out: folder for everything. Goes on from what is there if that was made with these settings; people and steps may grow.
         people: synthetic people, two pictures each; rounded up to whole shards.
         head_steps, teach_steps, objective_steps: of the three parts.
+        teach_batch, objective_batch: pictures in a step of the last two.
         teach_minutes, objective_minutes: end a part after that time, its schedule shortened to fit; 0: no limit.
         seed: decides people, augmentation and order.
         device: of the objective; data, head and teaching run on the CPU.
@@ -69,6 +72,8 @@ def train_rgi(
         head_steps=head_steps,
         teach_steps=teach_steps,
         objective_steps=objective_steps,
+        teach_batch=teach_batch,
+        objective_batch=objective_batch,
         teach_minutes=teach_minutes,
         objective_minutes=objective_minutes,
         seed=seed,
@@ -83,8 +88,8 @@ def train_rgi(
 def _train(folder: Path, settings: TrainingSettings, device: str) -> Path:
     part(folder, make_people, folder / "data", settings.people, settings.seed)
     part(folder, fit_head, folder, settings.head_steps, settings.seed)
-    part(folder, teach_codes, folder, settings.teach_steps, settings.teach_minutes, settings.seed)
-    part(folder, train_objective, folder, settings.objective_steps, settings.objective_minutes, settings.seed, device)
+    part(folder, teach_codes, folder, settings)
+    part(folder, train_objective, folder, settings, device)
     part(folder, export, folder)
     return folder
 
@@ -105,18 +110,24 @@ def fit_head(folder: Path, steps: int, seed: int) -> None:
     fit(folder / "data", folder / "preview_head.pt", _generator(), steps, seed, VALIDATION_SHARDS)
 
 
-def teach_codes(folder: Path, steps: int, minutes: float, seed: int) -> None:
+def teach_codes(folder: Path, training: TrainingSettings) -> None:
     if (folder / "objective.pt").is_file():
         return  # that part began from what was taught by then
     from flows.training.teach import TeachSettings, teach
 
     generator = _generator()
-    settings = TeachSettings(steps=steps, minutes=minutes, seed=seed, validation=VALIDATION_SHARDS)
+    settings = TeachSettings(
+        steps=training.teach_steps,
+        batch=training.teach_batch,
+        minutes=training.teach_minutes,
+        seed=training.seed,
+        validation=VALIDATION_SHARDS,
+    )
     encoder = teach(folder / "data", folder, generator, settings)
     show_samples(folder, "teach", generator, encoder)
 
 
-def train_objective(folder: Path, steps: int, minutes: float, seed: int, device: str) -> None:
+def train_objective(folder: Path, training: TrainingSettings, device: str) -> None:
     from e4s_models.reconstruction_loss import ReconstructionLoss
     from flows.training.objective import ObjectiveSettings, train
     from flows.training.teach import CodeLoss
@@ -127,7 +138,9 @@ def train_objective(folder: Path, steps: int, minutes: float, seed: int, device:
     encoder.freeze_early()
     trainee = MobileTrainee(generator.to(device), head.to(device))
     pool = Pool(folder / "data", VALIDATION_SHARDS)
-    settings = ObjectiveSettings(steps=steps, minutes=minutes, seed=seed)
+    settings = ObjectiveSettings(
+        steps=training.objective_steps, batch=training.objective_batch, minutes=training.objective_minutes, seed=training.seed
+    )
     code_loss = CodeLoss(generator).to(device)
     encoder.to(device)
     train(

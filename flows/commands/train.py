@@ -30,6 +30,8 @@ def add(commands: Commands) -> None:
     rgi.add_argument("--head-steps", type=int, default=1500, help="steps for the 128 px head")
     rgi.add_argument("--teach-steps", type=int, default=4000, help="steps on known codes")
     rgi.add_argument("--objective-steps", type=int, default=1000, help="steps by the paper's objective, through the generator")
+    rgi.add_argument("--teach-batch", type=int, default=16, help="pictures in each of the steps on known codes")
+    rgi.add_argument("--objective-batch", type=int, default=4, help="pictures in each of the steps through the generator")
     rgi.add_argument("--teach-minutes", type=float, default=0.0, help="end that part by then (0: no limit)")
     rgi.add_argument("--objective-minutes", type=float, default=0.0, help="end that part by then (0: no limit)")
     rgi.add_argument("--seed", type=int, default=0, help="decides people, augmentation and order")

@@ -52,7 +52,9 @@ class TrainingSettings(FolderSettings):
         "people": _SHARDS,
         "head_steps": _HEAD,
         "teach_steps": _TEACH,
+        "teach_batch": _TEACH,
         "objective_steps": _OBJECTIVE,
+        "objective_batch": _OBJECTIVE,
     }
     MAY_GROW: ClassVar[tuple[str, ...]] = ("people", "teach_steps", "objective_steps")
     CHECKPOINTS: ClassVar[tuple[str, ...]] = (_HEAD, _TEACH, _OBJECTIVE)
@@ -62,12 +64,14 @@ class TrainingSettings(FolderSettings):
     head_steps: int = 1500
     teach_steps: int = 4000
     objective_steps: int = 1000
+    teach_batch: int = 16  # pictures a step
+    objective_batch: int = 4
     teach_minutes: float = 0.0  # 0: no limit
     objective_minutes: float = 0.0
 
     def __post_init__(self) -> None:
         check_people(self.people)
-        for name in ("head_steps", "teach_steps", "objective_steps"):
+        for name in ("head_steps", "teach_steps", "objective_steps", "teach_batch", "objective_batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{_option(name)[2:]} must be at least 1, got {getattr(self, name)}")
         for name in ("teach_minutes", "objective_minutes"):

@@ -39,9 +39,14 @@ class Recipe(ABC):
 
     name: ClassVar[str]
     """As in `e4s train NAME`; the weights are called so, too."""
-    batch: ClassVar[int] = 8
-    rate: ClassVar[float] = 1e-3
-    save_every: ClassVar[int] = 200
+    batch: int = 8
+    """Examples a step."""
+    rate: float = 1e-3
+    """Highest learning rate."""
+    save_every: int = 200
+    """Steps between checks, which write checkpoint, curves and samples."""
+    checked: int = 64
+    """Held-out faces of a check."""
 
     @abstractmethod
     def build(self) -> nn.Module:

@@ -29,7 +29,6 @@ from tasks.stage import Float32, UInt8
 
 _SIDE = 128  # px of the pictures that are compared; the network sees half of it
 _HEAD = (*INNER_FACE, Region.HAIR, Region.EARS, Region.NECK)
-_CHECKED = 48  # faces of a check
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ class RecolorRecipe(Recipe):
     batch = 4
     rate = 1e-3
     save_every = 100
+    checked = 48
 
     def __init__(self) -> None:
         self._perceptual = Lpips.load()
@@ -140,7 +140,7 @@ class RecolorRecipe(Recipe):
         if self._examples is None or self._examples[0] != known:
             sets = [faces for faces in (pool.held_out_people, pool.held_out_photos) if len(faces)]
             made = []
-            for number in range(_CHECKED):
+            for number in range(self.checked):
                 rng = np.random.Generator(np.random.PCG64([18, number]))
                 made.append(draw_example(sets[number % len(sets)].pick(rng), rng))
             self._examples = known, made

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from e4s_models.code_encoder import LAYER_GROUPS, CodeEncoder, per_layer
 from e4s_models.face_parser import FaceParser
 from flows.training.data import Pool, Shard, batch_of, read_shard
-from flows.training.objective import progress_of, save
+from flows.training.objective import halved, progress_of, save
 
 if TYPE_CHECKING:
     from e4s_models.mobile_stylegan import MobileStyleGAN
 
-_BASIS_CODES = 32768  # mapped codes whose covariance makes the basis
+BASIS_CODES = 32768
+"""Mapped codes whose covariance makes the basis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class TeachSettings:
     save_every: int = 100
     validation: int = 2  # shards held out, the first ones
     minutes: float = 0.0  # 0: no limit; else the schedule is stretched to end then
+    basis_codes: int = BASIS_CODES
 
 
 class CodeLoss(nn.Module):
@@ -59,9 +61,9 @@ class CodeLoss(nn.Module):
         return (squares * present.flatten()).sum(dim=1) / present.sum().clamp(min=1)
 
 
-def w_basis(generator: MobileStyleGAN) -> Tensor:
+def w_basis(generator: MobileStyleGAN, codes: int = BASIS_CODES) -> Tensor:
     """(512, 512): rows are the principal components of W, each times its standard deviation, the largest first (fixed draws, float64)."""
-    z = np.random.Generator(np.random.PCG64(1)).standard_normal((_BASIS_CODES, 512), np.float32)
+    z = np.random.Generator(np.random.PCG64(1)).standard_normal((codes, 512), np.float32)
     with torch.inference_mode(False), torch.no_grad():
         w = torch.cat([generator.map(part) for part in torch.split(torch.from_numpy(z), 4096)]).double()
         variances, components = torch.linalg.eigh(torch.cov(w.t()))  # ascending
@@ -70,13 +72,13 @@ def w_basis(generator: MobileStyleGAN) -> Tensor:
         return basis
 
 
-def new_encoder(generator: MobileStyleGAN, seed: int, groups: Sequence[int] = LAYER_GROUPS) -> CodeEncoder:
+def new_encoder(generator: MobileStyleGAN, seed: int, groups: Sequence[int] = LAYER_GROUPS, basis_codes: int = BASIS_CODES) -> CodeEncoder:
     """An untrained encoder on the parser's trunk, which says about the mean code for everybody."""
     torch.manual_seed(seed)
     encoder = CodeEncoder(groups=groups)
     encoder.trunk.load_state_dict(FaceParser.load("cpu").cp.resnet.state_dict())
     encoder.mean_code.copy_(generator.mean_w)
-    encoder.basis.copy_(w_basis(generator))
+    encoder.basis.copy_(w_basis(generator, basis_codes))
     nn.init.normal_(encoder.out.weight, std=0.01)
     nn.init.zeros_(encoder.out.bias)
     return encoder
@@ -84,7 +86,7 @@ def new_encoder(generator: MobileStyleGAN, seed: int, groups: Sequence[int] = LA
 
 def teach(data: Path, out: Path, generator: MobileStyleGAN, settings: TeachSettings, report: Callable[[str], None] = print) -> CodeEncoder:
     """Train, or go on from `out/teach.pt`; writes that checkpoint and `out/teach.jsonl` (a line per validation) as it goes."""
-    encoder, loss_of = new_encoder(generator, settings.seed), CodeLoss(generator)
+    encoder, loss_of = new_encoder(generator, settings.seed, basis_codes=settings.basis_codes), CodeLoss(generator)
     encoder.freeze_early()
     heads = [p for name, p in encoder.named_parameters() if not name.startswith("trunk.")]
     groups = [{"params": heads}, {"params": [p for p in encoder.trunk.parameters() if p.requires_grad]}]
@@ -108,7 +110,7 @@ def teach(data: Path, out: Path, generator: MobileStyleGAN, settings: TeachSetti
         optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, rate * settings.trunk_rate
         batch = pool.draw(settings.batch, np.random.Generator(np.random.PCG64([settings.seed, 0, step])))
         encoder.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with halved("cpu"):
             predicted = encoder(batch.faces, batch.labels)
         loss = loss_of(predicted.float(), batch.codes, batch.present).mean()
         optimizer.zero_grad()
@@ -138,7 +140,7 @@ def validate(encoder: CodeEncoder, loss_of: CodeLoss, shards: Sequence[Shard]) -
     for shard in shards:
         for name, part in (("whole", slice(0, None, 2)), ("mixed", slice(1, None, 2))):
             batch = batch_of(shard.images[part], shard.labels[part], shard.regional_codes()[part])
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            with torch.inference_mode(), halved("cpu"):
                 predicted = encoder(batch.faces, batch.labels).float()
             totals[name].append(loss_of(predicted, batch.codes, batch.present).mean().item())
             if name == "whole":

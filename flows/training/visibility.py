@@ -22,10 +22,8 @@ from flows.training.photograph import cast_shadow, make_up, moved, photograph
 from tasks.stage import Float32, UInt8
 
 CLEAN_SHARE = 0.2  # of the examples: nothing in front
-_CROP = 160  # px of the window that is learnt from: the middle of a face fills it
 _SHADES = 0.5  # glasses darker than this share of the skin: nobody knows what to say of them
 _EDGE = 0.15, 0.85  # coverage between which a pixel says nothing
-_CHECKED = 64  # faces of a check
 
 Example = tuple[UInt8, Float32, Float32]
 """RGB (S, S, 3), truth (3, S, S) of `Seen` in [0, 1], weight (S, S)."""
@@ -90,6 +88,8 @@ class VisibilityRecipe(Recipe):
     batch = 8
     rate = 2e-3
     save_every = 100
+    window = 160
+    """px that are learnt from: the middle of a face fills them."""
 
     def __init__(self) -> None:
         self._examples: tuple[tuple[int, int], list[Judged]] | None = None
@@ -104,10 +104,10 @@ class VisibilityRecipe(Recipe):
 
     def example(self, pool: FacePool, rng: np.random.Generator) -> Mapping[str, Any]:
         image, truth, weight = draw_example(pool.draw(rng), pool.draw(rng), draw_kinds(rng), rng)
-        room = len(image) - _CROP
+        room = len(image) - self.window
         top, left = (int(np.clip(rng.normal(share, 0.2), 0, 1) * room) for share in (0.6, 0.5))
-        window = (slice(top, top + _CROP), slice(left, left + _CROP))
-        return {"faces": image[window].copy(), "truth": truth[:, *window].copy(), "weight": weight[window].copy()}
+        part = (slice(top, top + self.window), slice(left, left + self.window))
+        return {"faces": image[part].copy(), "truth": truth[:, *part].copy(), "weight": weight[part].copy()}
 
     def losses(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         scores = log_softmax(network(as_faces(batch["faces"])), dim=1)
@@ -146,7 +146,7 @@ class VisibilityRecipe(Recipe):
             return self._examples[1]
         examples = []
         sets = [faces for faces in (pool.held_out_people, pool.held_out_photos) if len(faces)]
-        for number in range(_CHECKED):
+        for number in range(self.checked):
             rng = np.random.Generator(np.random.PCG64([17, number]))
             faces = sets[number % len(sets)]
             name = ("iou", "iou", "iou_unseen", "alarms")[number // 2 % 4]

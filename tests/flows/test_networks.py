@@ -23,7 +23,7 @@ from flows.training.photograph import cast_shadow, make_up, moved, photograph
 from flows.training.photos import held_out, make_photo_shards, photo_shard
 from flows.training.recipes import RECIPES, load_recipe
 from flows.training.recolor import draw_example as draw_recoloring
-from flows.training.visibility import draw_example, overlap_of
+from flows.training.visibility import VisibilityRecipe, draw_example, overlap_of
 from tasks.graph import UsageError
 from tasks.stage import UInt8
 
@@ -172,20 +172,18 @@ def test_what_is_held_out_is_never_drawn(data: Path) -> None:
     assert not {pool.draw(np.random.default_rng(seed))[0].tobytes() for seed in range(20)} & known
 
 
-def small(name: str, monkeypatch: pytest.MonkeyPatch) -> loop.Recipe:
-    """A recipe that ends within a second."""
+def small(name: str) -> loop.Recipe:
+    """A recipe that ends within a second or two."""
     recipe = load_recipe(name)
-    monkeypatch.setattr(type(recipe), "batch", 2)
-    monkeypatch.setattr(type(recipe), "save_every", 2)
-    for module in ("flows.training.visibility", "flows.training.recolor"):
-        monkeypatch.setattr(f"{module}._CHECKED", 8)
+    recipe.batch = recipe.save_every = 2
+    recipe.checked = 6
+    if isinstance(recipe, VisibilityRecipe):
+        recipe.window = 96
     return recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
-    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(name: str, data: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     settings = NetworkSettings(network=name, steps=4, seed=5)
 
@@ -205,8 +203,8 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
         (out / "samples").mkdir(parents=True)
         if folder == "parts":
             with pytest.raises(Stop):
-                loop.train(small(name, monkeypatch), data, out, settings, report=stop_at_the_second)
-        made[folder] = loop.train(small(name, monkeypatch), data, out, settings, report=lambda line: None)
+                loop.train(small(name), data, out, settings, report=stop_at_the_second)
+        made[folder] = loop.train(small(name), data, out, settings, report=lambda line: None)
         assert (out / "curves.png").stat().st_size > 0
         assert {path.name for path in (out / "samples").iterdir()} == {"000002.png", "000004.png"}
     for (key, one), other in zip(made["whole"].state_dict().items(), made["parts"].state_dict().values(), strict=True):
@@ -246,8 +244,8 @@ def test_the_average_of_a_short_training_forgets_its_beginning() -> None:
     assert loop.averaged(torch.tensor(3), torch.tensor(4), 5) == 4
 
 
-def test_the_first_half_of_the_trunk_stays_the_parsers(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = small("visibility", monkeypatch)
+def test_the_first_half_of_the_trunk_stays_the_parsers(data: Path, tmp_path: Path) -> None:
+    recipe = small("visibility")
     before = recipe.build().state_dict()
     (tmp_path / "samples").mkdir()
     after = loop.train(recipe, data, tmp_path, NetworkSettings(network="visibility", steps=2), report=lambda line: None).state_dict()
@@ -264,7 +262,7 @@ def test_the_parts_end_with_what_ships(data: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(parts, "run_step", lambda name, title, work: work())  # the parts, without a server
     monkeypatch.setattr(parts, "PEOPLE_PER_SHARD", 16)
-    recipe = small("visibility", monkeypatch)
+    recipe = small("visibility")
     monkeypatch.setattr(flow_module, "load_recipe", lambda name: recipe)
     settings = NetworkSettings(network="visibility", steps=2)
     with opened(tmp_path / "out", settings) as out:

@@ -20,6 +20,7 @@ from flows.training.trainee import StyleGan2Trainee, gradient_penalty
 from tasks.graph import UsageError
 
 SEED = 3
+CODES = 4096  # enough for a basis
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_code_loss_is_zero_for_the_code_and_one_for_a_doubled_style(generator: M
     codes = generator.mean_w.expand(1, NUM_REGIONS, NUM_LAYERS, 512)
     present = torch.ones(1, NUM_REGIONS)
     assert not loss(codes[:, :, :4], codes, present).any()
-    off = loss(codes[:, :, :4] + w_basis(generator)[0], codes, present)
+    off = loss(codes[:, :, :4] + w_basis(generator, 1024)[0], codes, present)
     assert off.shape == (NUM_LAYERS,)
     assert (off > 0).all()
     present[:, 3:] = 0
@@ -95,7 +96,7 @@ def test_code_loss_is_zero_for_the_code_and_one_for_a_doubled_style(generator: M
 
 
 def test_the_basis_spans_w(generator: MobileStyleGAN) -> None:
-    basis = w_basis(generator)
+    basis = w_basis(generator, CODES)
     z = torch.from_numpy(np.random.default_rng(8).standard_normal((2000, 512), np.float32))
     with torch.inference_mode():
         w = generator.map(z) - generator.mean_w
@@ -106,7 +107,7 @@ def test_the_basis_spans_w(generator: MobileStyleGAN) -> None:
 
 def test_teaching_that_was_stopped_goes_on_to_the_same_weights(data: Path, tmp_path: Path, generator: MobileStyleGAN) -> None:
     torch.set_num_threads(1)
-    settings = {"batch": 2, "save_every": 2, "validation": 1, "seed": SEED}
+    settings = {"batch": 2, "save_every": 2, "validation": 1, "seed": SEED, "basis_codes": CODES}
     whole = teach(data, tmp_path / "whole", generator, TeachSettings(steps=4, **settings), report=lambda line: None)  # type: ignore[arg-type]
 
     class Stop(Exception):
@@ -137,15 +138,16 @@ def test_the_flow_ends_with_its_files_however_few_the_steps(data: Path, tmp_path
         monkeypatch.setattr(module, "PEOPLE_PER_SHARD", 1)
     monkeypatch.setattr(flow_module, "show_samples", lambda *_: None)
     (tmp_path / "data").symlink_to(data)
-    flow_module.train_rgi.fn(out=str(tmp_path), people=3, head_steps=1, teach_steps=1, objective_steps=1, seed=SEED)
+    small = {"people": 3, "head_steps": 1, "teach_steps": 1, "teach_batch": 2, "objective_batch": 1}
+    flow_module.train_rgi.fn(out=str(tmp_path), **small, objective_steps=1, seed=SEED)
     for name in ("teach.jsonl", "objective.jsonl", "curves.png", "code_encoder.safetensors", "preview_head.safetensors"):
         assert (tmp_path / name).stat().st_size > 0, name
     with pytest.raises(UsageError, match="people must be at least 3"):
         flow_module.train_rgi.fn(out=str(tmp_path), people=2)
     with pytest.raises(UsageError, match="with --seed 3, now 4"):
-        flow_module.train_rgi.fn(out=str(tmp_path), people=3, head_steps=1, teach_steps=1, objective_steps=1, seed=4)
+        flow_module.train_rgi.fn(out=str(tmp_path), **small, objective_steps=1, seed=4)
     taught = (tmp_path / "teach.pt").read_bytes()
-    flow_module.train_rgi.fn(out=str(tmp_path), people=3, head_steps=1, teach_steps=1, objective_steps=2, seed=SEED)
+    flow_module.train_rgi.fn(out=str(tmp_path), **small, objective_steps=2, seed=SEED)
     assert [json.loads(line)["step"] for line in (tmp_path / "objective.jsonl").read_text().splitlines()] == [1, 2]
     assert (tmp_path / "teach.pt").read_bytes() == taught, "the objective went on from it"
 
@@ -158,7 +160,7 @@ def test_stylegan2_trains_by_the_same_objective(data: Path, tmp_path: Path, gene
     torch.manual_seed(0)
     small = StyleGAN2(side=64, region_layers=5, max_width=16)
     trainee = StyleGan2Trainee(small, Discriminator(side=64, max_width=16))
-    encoder = new_encoder(generator, 0, trainee.groups)
+    encoder = new_encoder(generator, 0, trainee.groups, CODES)
     before = {name: value.clone() for name, value in small.named_parameters()}
     judged = [value.clone() for value in trainee.discriminator.parameters()]
     reconstruction = ReconstructionLoss.load(weights=LossWeights(identity=0, parsing=0))
