@@ -184,12 +184,13 @@ class Move:
         """Shift a and b (..., 2) of features as those of the skin's centre; what loses them comes near to neutral, but not past it.
 
         Where the skin loses chroma, features with less than the skin lose the same share instead of the same amount: else a grey
-        moustache under red light would turn cyan.
+        moustache under red light would turn cyan. On darker skin they differ less from it: chroma grows with light.
         """
         own, target = self.own[1:], self.target[1:]
         ratio = np.clip(target / np.where(np.abs(own) < 1e-3, 1, own), 0, 1)
         shares = (np.sign(own) == np.sign(target)) & (np.abs(target) < np.abs(own)) & (np.sign(own) * chroma < np.abs(own))
-        return np.where(shares, chroma * ratio, chroma + target - own).astype(np.float32)
+        shifted = np.where(shares, chroma * ratio, chroma + target - own)
+        return np.asarray(target + min(1.0, light_ratio(self.own, self.target)) * (shifted - target), np.float32)
 
 
 def light_ratio(own: Float32, target: Float32) -> float:
@@ -268,7 +269,7 @@ def _calm_highlights(after: Float32, before: Float32) -> Float32:
 STAGE = Stage(
     name="recolor",
     backend="lab",
-    version=2,
+    version=3,
     config=LabConfig,
     run=each(lambda model, config, inputs: recolor(inputs, config)),
     reads=("swapped", "swapped_regions", "mask", "target_face", "target_regions"),
