@@ -591,10 +591,25 @@ def _pane(scene: Scene, rng: np.random.Generator) -> Layer:
 
 def _sunglasses(scene: Scene, rng: np.random.Generator) -> Layer:
     """Glasses that nothing is seen through."""
+    return _glasses(scene, rng, 1.0) or _shape(scene, rng)
+
+
+def clear_glasses(scene: Scene, rng: np.random.Generator) -> UInt8:
+    """Put glasses on the face that its eyes show through, RGB (S, S, 3): they are part of the face, not a thing in front of it."""
+    layer = _glasses(scene, rng, float(rng.uniform(0.0, 0.25)))
+    if layer is None:
+        return scene.image
+    base = scene.image.astype(np.float32)
+    alpha = np.asarray(cv2.GaussianBlur(layer.alpha, (0, 0), float(rng.uniform(0.3, 0.9))), np.float32)[..., None]
+    return np.clip(np.rint(base + alpha * (layer.colour - base)), 0, 255).astype(np.uint8)
+
+
+def _glasses(scene: Scene, rng: np.random.Generator, opacity: float) -> Layer | None:
+    """Glasses whose lenses hide that share of what is behind them; None where no eyes are seen."""
     side = scene.side
     rows, columns = np.nonzero(np.isin(scene.labels, (Region.EYES, Region.BROWS)))
     if len(rows) < 8:
-        return _shape(scene, rng)
+        return None
     left, right = np.percentile(columns, (3, 97))
     middle, level = (left + right) / 2, float(np.percentile(rows, 70))
     width, height = (right - left) * float(rng.uniform(0.22, 0.32)), (right - left) * float(rng.uniform(0.15, 0.3))
@@ -602,20 +617,25 @@ def _sunglasses(scene: Scene, rng: np.random.Generator) -> Layer:
     turn = float(rng.normal(0, 2))
     painter = _Painter(side)
     frame = _random_colour(rng) * np.float32(0.25 if rng.random() < 0.7 else 1)
+    round_lenses, thick = rng.random() < 0.5, int(rng.integers(1, 4))
     for sign in (-1, 1):
         at = middle + sign * apart, level + sign * apart * math.tan(math.radians(turn))
-        if rng.random() < 0.5:
+        if round_lenses:
             oval = _canvas(side)
             cv2.ellipse(oval, (round(at[0]), round(at[1])), (round(width), round(height)), turn, 0, 360, 255, -1, cv2.LINE_AA)
             lens = _share(oval)
         else:
             box = np.array([(-1, -0.8), (1, -0.8), (0.85, 0.9), (-0.85, 0.9)], np.float32) * (width, height) + at
             lens = _polygon(side, box.astype(np.float32))
-        arm = _capsule(side, at, (middle + sign * (right - left) * 0.85, at[1] - height * 0.2), 3, 3)
+        arm = _capsule(side, (at[0] + sign * width, at[1]), (middle + sign * (right - left) * 0.85, at[1] - height * 0.2), 3, 3)
         painter.add(np.broadcast_to(frame, (side, side, 3)), arm)
         shine = np.clip(_noise(side, rng, 2, 6), 0, 2)[..., None] * rng.uniform(0, 50)
-        painter.add(np.clip(np.broadcast_to(frame * 0.7, (side, side, 3)) + shine, 0, 255).astype(np.float32), lens)
-    painter.add(np.broadcast_to(frame, (side, side, 3)), _capsule(side, (middle - apart, level), (middle + apart, level), 3, 3))
+        painter.add(np.clip(np.broadcast_to(frame * 0.7, (side, side, 3)) + shine, 0, 255).astype(np.float32), lens * np.float32(opacity))
+        if opacity < 1:
+            rim = np.clip(lens - np.asarray(cv2.erode(lens, np.ones((2 * thick + 1,) * 2, np.uint8)), np.float32), 0, 1)
+            painter.add(np.broadcast_to(frame, (side, side, 3)), rim)
+    gap = max(apart - width, 0)
+    painter.add(np.broadcast_to(frame, (side, side, 3)), _capsule(side, (middle - gap, level), (middle + gap, level), 3, 3))
     return painter.layer()
 
 

@@ -25,6 +25,7 @@ RECIPES = {
     "recolor": Entry(
         "flows.training.recolor", "RecolorRecipe", 1, "the target's colours and light on the swapped face (no stage uses it yet)"
     ),
+    "inpaint": Entry("flows.training.inpaint", "InpaintRecipe", 1, "what lies beside a narrower face (no stage uses it yet)"),
 }
 
 

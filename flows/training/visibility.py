@@ -17,11 +17,11 @@ from e4s_models.regions import INNER_FACE, Region
 from e4s_models.visibility_net import Seen, VisibilityNet
 from flows.training.faces import FacePool
 from flows.training.loop import Batch, Recipe
-from flows.training.occluders import TRAINED, UNSEEN, Scene, occlude
+from flows.training.occluders import TRAINED, UNSEEN, Scene, clear_glasses, occlude
 from flows.training.photograph import cast_shadow, make_up, moved, photograph
 from tasks.stage import Float32, UInt8
 
-CLEAN_SHARE = 0.2  # of the examples: nothing in front
+CLEAN_SHARE = 0.35  # of the examples: nothing in front
 _SHADES = 0.5  # glasses darker than this share of the skin: nobody knows what to say of them
 _EDGE = 0.15, 0.85  # coverage between which a pixel says nothing
 
@@ -38,9 +38,11 @@ def draw_example(
 ) -> Example:
     """A face (RGB and region ids) with things of the given kinds in front of it, as a photograph (or, without `light`, as it is)."""
     image, labels = moved(*face, rng)
-    if rng.random() < 0.15:
+    if rng.random() < 0.2:
         image = make_up(image, labels, rng)
-    if rng.random() < 0.25:
+    if rng.random() < 0.12 and not (labels == Region.GLASSES).any():
+        image = clear_glasses(Scene(image, labels, *other), rng)
+    if rng.random() < 0.3:
         image = cast_shadow(image, rng)
     inner = np.isin(labels, INNER_FACE)
     weight = np.where(_shaded_glasses(image, labels), np.float32(0), np.float32(1))
@@ -87,7 +89,7 @@ class VisibilityRecipe(Recipe):
     name = "visibility"
     batch = 8
     rate = 2e-3
-    save_every = 100
+    save_every = 50
     window = 160
     """px that are learnt from: the middle of a face fills them."""
 

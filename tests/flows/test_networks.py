@@ -18,7 +18,8 @@ from flows.training import loop, parts
 from flows.training.data import shard_path
 from flows.training.faces import FacePool
 from flows.training.folder import DataSettings, NetworkSettings, opened
-from flows.training.occluders import KINDS, TRAINED, UNSEEN, Scene, occlude
+from flows.training.inpaint import erased
+from flows.training.occluders import KINDS, TRAINED, UNSEEN, Scene, clear_glasses, occlude
 from flows.training.photograph import cast_shadow, make_up, moved, photograph
 from flows.training.photos import held_out, make_photo_shards, photo_shard
 from flows.training.recipes import RECIPES, load_recipe
@@ -127,12 +128,40 @@ def test_dark_glasses_say_nothing() -> None:
     assert truth[Seen.FACE][weight == 0].all()
 
 
+def test_clear_glasses_are_part_of_the_face_and_its_eyes_show_through() -> None:
+    scene = Scene(*face(0), *face(1))
+    eyes = scene.labels == Region.EYES
+    changed = []
+    for seed in range(8):
+        image = clear_glasses(scene, np.random.default_rng(seed))
+        difference = np.abs(image.astype(int) - scene.image).max(axis=2)
+        assert not difference[scene.labels == Region.LIPS].any()
+        changed.append(((difference > 20).mean(), difference[eyes].mean()))
+    drawn, over_eyes = np.mean(changed, axis=0)
+    assert 0.005 < drawn < 0.1
+    assert over_eyes < 40
+    eyeless = Scene(scene.image, np.zeros_like(scene.labels), *face(1))
+    assert np.array_equal(clear_glasses(eyeless, np.random.default_rng(0)), scene.image), "no eyes, no glasses"
+
+
 def test_a_mirrored_reference_has_the_truths_colours() -> None:
     for seed in range(8):
         drawn = draw_recoloring(face(seed), np.random.default_rng(seed))
         assert (drawn.gray[..., 0] == drawn.gray[..., 2]).all()
         hair = [picture[ids == Region.HAIR].mean() for picture, ids in ((drawn.truth, drawn.ids), (drawn.reference, drawn.reference_ids))]
         assert hair[0] == pytest.approx(hair[1], abs=25)
+
+
+def test_what_is_erased_for_inpainting_is_never_the_face_itself() -> None:
+    """The mismatch region: inner face of another picture, and not of this one."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        flat = np.where(np.isin(face(seed)[1], INNER_FACE)[..., None], np.uint8(250), np.uint8(0))
+        drawn = erased((np.ascontiguousarray(np.broadcast_to(flat, (SIDE, SIDE, 3))), face(seed)[1]), [face(seed + 1)[1]] * 4, rng)
+        assert drawn.hole.mean() > 0.005
+        assert set(np.unique(drawn.hole)) == {0, 1}
+        inside = drawn.truth[cv2.erode(drawn.hole, np.ones((3, 3), np.uint8)) > 0]
+        assert inside.mean() < 60 if len(inside) else True, "the erased part shows no face"
 
 
 def test_overlap_of_masks() -> None:
