@@ -63,7 +63,7 @@ def erased(face: tuple[UInt8, UInt8], others: list[UInt8], rng: np.random.Genera
 def _placed(inner: UInt8, rng: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """An inner face, mostly wider or longer than it was."""
     side = len(inner)
-    matrix = cv2.getRotationMatrix2D((side / 2, side / 2), rng.normal(0, 4), 1)
+    matrix = np.asarray(cv2.getRotationMatrix2D((side / 2, side / 2), rng.normal(0, 4), 1), np.float64)
     matrix[0, :2] *= rng.uniform(0.95, 1.3)
     matrix[1, :2] *= rng.uniform(0.95, 1.2)
     matrix[:, 2] = side / 2 - matrix[:, :2] @ np.full(2, side / 2) + rng.normal(0, 0.03 * side, 2)
