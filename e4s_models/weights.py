@@ -372,7 +372,7 @@ WEIGHTS: dict[str, Weight] = {
         Weight(
             name="visibility",
             file="visibility.safetensors",
-            sha256="fab3df022b7e903688693b1cd576b2a4a8829cc5a060a101223b96bce980b3ef",
+            sha256="01a824904d47ce2293c6c6cd93d255b2c549bee3a29aa64a67d515520d689c7a",
             size=6888646,
             licence="MIT, as this project; its trunk starts from face_parser, trained on CelebAMask-HQ (non-commercial)",
             origin="this project: learnt from generated people and free portraits by `e4s train visibility`; see docs/visibility.md",
