@@ -111,10 +111,10 @@ def continue_skin(driven: UInt8, generated: UInt8, trust: Float32, skin: Mask, c
     change = fill_low_frequencies(own - base, trust)
     base += np.clip(change, -config.shift, config.shift)
     continued = fill_low_frequencies(own, trusted_skin)
-    local = cv2.GaussianBlur(base, (0, 0), 0.003 * max(skin.shape))
+    local = np.asarray(cv2.GaussianBlur(base, (0, 0), 0.003 * max(skin.shape)), np.float32)
     foreign = _ramp(np.abs(local - continued).max(axis=2), config.foreign)
     foreign = np.maximum(foreign, _ramp(np.abs(_shares(local) - _shares(continued)).max(axis=2), config.off_colour)) * skin
-    foreign = cv2.GaussianBlur(foreign.astype(np.float32), (0, 0), 0.003 * max(skin.shape))
+    foreign = np.asarray(cv2.GaussianBlur(foreign, (0, 0), 0.003 * max(skin.shape)), np.float32)
     # What replaces it goes on from all skin around it, the source's own first: else its edge shows.
     sure = np.maximum(trusted_skin, GENERATED_WEIGHT * skin * (1 - foreign))
     around = fill_low_frequencies(base + trusted_skin[..., None] * (own - base), np.asarray(sure, np.float32))
