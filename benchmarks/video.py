@@ -36,7 +36,7 @@ from benchmarks.pass_through import BACKENDS as PASS_THROUGH
 from benchmarks.result import Results
 from e4s_models.video_faces import VideoFaceDetector
 from evaluation.video import landmark_jitter
-from flows.engine import use_threads
+from flows.execution.process import use_threads
 from flows.server import prefect_api
 from flows.synth import make_clip, make_people, write_mp4
 from flows.video_plan import FRAME_RESULT, VideoPlan, VideoRequest, make_video_plan

@@ -16,8 +16,9 @@ import numpy as np
 
 from evaluation.protocols import Protocol
 from evaluation.results import Evaluation, MetricLine
-from flows.engine import execute, use_threads
+from flows.engine import execute
 from flows.evaluate import evaluate
+from flows.execution.process import use_threads
 from flows.finished import FinishedRun
 from flows.inputs import read_pairs
 from flows.plan import PAIR_NODES, PAIR_RESULT, Request, make_plan

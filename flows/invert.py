@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from e4s_models.warp import resample
-from flows.engine import require_weights, use_threads
+from flows.execution.process import require_weights, use_threads
 from flows.pictures import require_picture
 from flows.plan import PAIR_NODES, pick_device
 from flows.profiles import check_effect, make_settings
