@@ -32,7 +32,8 @@ STARTS = {"run_chunk", "start", "_give_out", "_run", "submit", "_dispatch"}
 TAKES = {"run_chunk", "hear", "take", "wait", "_run"}
 RESULTS = re.compile(r"\w*(Result|Outcome)")
 RUNNERS = ("tasks/runner.py", "flows/")
-LISTENERS = re.compile(r"Progress|Count|Frames|Advance|Told|_?Notes|Teller|JobListener|JobReporter|_DaskReporter")
+NOT_RUNS = ("flows/training", "flows/synth.py")
+LISTENERS = re.compile(r"(Run)?Progress|Count|Frames|Advance|Told|_?Notes|Teller|JobListener|JobReporter|_DaskReporter")
 STACK = """
 import json, sys, traceback
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
@@ -107,11 +108,11 @@ class Checkout:
         """Return classes and type aliases of the orchestration with such a name."""
         found = set()
         for path, tree in self.trees.items():
-            if path.startswith(RUNNERS) and not path.startswith("flows/training"):
+            if path.startswith(RUNNERS) and not path.startswith(NOT_RUNS):
                 for node in tree.body:
                     name = node.name if isinstance(node, ast.ClassDef) else ""
-                    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                        name = node.targets[0].id
+                    if isinstance(node, ast.Assign) and "TypeVar" not in ast.unparse(node.value):
+                        name = ast.unparse(node.targets[0])
                     if name and names.fullmatch(name):
                         found.add(name)
         return _listed(sorted(found))

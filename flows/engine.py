@@ -21,7 +21,8 @@ from flows.execution.process import THIS_PROCESS, require_weights, use_threads
 from flows.execution.scheduler import run_jobs
 from flows.execution.summary import Summary
 from flows.journal import Logged
-from flows.plan import Plan, export, record
+from flows.outputs import export
+from flows.plan import Plan, record
 from flows.progress import RunProgress
 from flows.room import check_pair_room
 from storage.faults import fault_point

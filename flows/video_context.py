@@ -9,7 +9,8 @@ from typing import Any
 
 from flows.execution.dask_worker import RunContext
 from flows.execution.worker_pool import base_run_context
-from flows.video_plan import Configs, Recipe, VideoPlan
+from flows.video_plan import VideoPlan
+from flows.video_recipe import Configs, Recipe
 from flows.video_units import Desk, Tables
 from storage.store import Store
 

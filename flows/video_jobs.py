@@ -16,7 +16,7 @@ from flows.execution.jobs import (
     TaskHook,
     run_as_task,
 )
-from flows.video_plan import Recipe
+from flows.video_recipe import Recipe
 from flows.video_units import Unit, outcome_of
 from storage.store import Artifact
 from tasks.runner import JobResult

@@ -12,7 +12,8 @@ import numpy as np
 
 from e4s_models.regions import INNER_FACE
 from flows.execution.jobs import JobReporter
-from flows.video_plan import FRAME_RESULT, Recipe
+from flows.stages import FRAME_RESULT
+from flows.video_recipe import Recipe
 from flows.video_units import FAILED, PASSED, SEGMENT_FACTS, SWAPPED, Desk, Stretch, Unit, on_gpu_of, run_stage
 from storage.keys import digest, digest_bytes
 from storage.store import Artifact

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from e4s_models.weights import WeightsError
 from flows.execution.jobs import JobReporter
-from flows.video_plan import Recipe
+from flows.video_recipe import Recipe
 from storage.parquet import read_parquet
 from storage.store import Artifact, Damaged, Finished, Store, StoreError
 from storage.video_run import VideoRow

@@ -30,9 +30,10 @@ from flows.execution.dask_worker import RunContext, check_compatibility
 from flows.execution.graph_jobs import split_by_device
 from flows.execution.summary import Summary
 from flows.execution.worker_pool import ClusterError, local_workers
-from flows.plan import PAIR_NODES, PAIR_RESULT, Plan, Request, make_plan
+from flows.plan import Plan, Request, make_plan
 from flows.profiles import make_settings
 from flows.progress import Lines
+from flows.stages import PAIR_NODES, PAIR_RESULT
 from storage.run import Row, RunFolder
 from storage.store import Store
 from tasks.graph import Graph, UsageError

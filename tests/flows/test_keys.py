@@ -45,8 +45,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return {"stage": graph.stages[name].name, "weights": {}, "libraries": {}}
 
     monkeypatch.setattr(Graph, "_fingerprint", fingerprint)
-    monkeypatch.setattr("flows.video_plan._prints", lambda graph, configs: {kind: kind for kind in KINDS})
-    monkeypatch.setattr("flows.video_plan.library_version", lambda *names: "1")
+    monkeypatch.setattr("flows.video_recipe._prints", lambda graph, configs: {kind: kind for kind in KINDS})
+    monkeypatch.setattr("flows.video_recipe.library_version", lambda *names: "1")
     return tmp_path
 
 
