@@ -30,8 +30,8 @@ from benchmarks.result import Results
 from e4s_models.face_crops import FFHQ_LANDMARKS
 from evaluation.features import NETWORKS, FeatureNetwork
 from evaluation.protocols import Protocol
-from flows.engine import use_threads
 from flows.evaluate import evaluate
+from flows.execution.process import use_threads
 from flows.feature_stages import FeatureConfig, feature_config, feature_stage
 from flows.plan import pick_device
 from flows.synth import make_people

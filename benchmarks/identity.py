@@ -29,8 +29,9 @@ from e4s_models.dlib_face import FaceDetector
 from evaluation.features import NETWORKS, find_landmarks
 from evaluation.protocols import Protocol
 from evaluation.retrieval import cosines, hits, ranks
-from flows.engine import execute, use_threads
+from flows.engine import execute
 from flows.evaluate import evaluate
+from flows.execution.process import use_threads
 from flows.plan import Request, make_plan
 from flows.progress import Lines
 from flows.synth import make_people

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result import Results
-from flows.engine import Progress, Summary, execute, use_threads
+from flows.engine import execute
+from flows.execution.process import use_threads
+from flows.execution.summary import Summary
 from flows.plan import Plan, Request, make_plan
-from flows.progress import Lines
+from flows.progress import Lines, RunProgress
 from flows.server import prefect_api
 from flows.synth import make_people
 from storage.codec import encode_png
@@ -38,7 +40,7 @@ class Quiet(Lines):
     def advance(self, rows: list[Row]) -> None: ...
 
 
-def planned(request: Request, carry_out: Callable[[Plan, Progress], Summary] = execute) -> tuple[Plan, Summary]:
+def planned(request: Request, carry_out: Callable[[Plan, RunProgress], Summary] = execute) -> tuple[Plan, Summary]:
     """Plan and carry out without a word. Raises RuntimeError unless everything is done."""
     plan = make_plan(request)
     try:

@@ -24,7 +24,7 @@ from e4s_models.face_parser import FaceParser
 from e4s_models.mobile_stylegan import NUM_LAYERS, MobileStyleGAN
 from e4s_models.regions import BISENET19_TO_REGIONS, NUM_REGIONS
 from e4s_models.weights import weight_digest
-from flows.engine import use_threads
+from flows.execution.process import use_threads
 from flows.invert import measure, reconstruct
 from flows.profiles import make_settings
 from flows.synth import person_w, picture

@@ -27,8 +27,11 @@ from pathlib import Path
 from benchmarks.cheap import PAIR_STAGES, make_inputs
 from benchmarks.overhead import planned
 from benchmarks.result import Results
-from flows.engine import Progress, Summary, execute, use_threads
+from flows.engine import execute
+from flows.execution.process import use_threads
+from flows.execution.summary import Summary
 from flows.plan import Plan, Request, make_plan
+from flows.progress import RunProgress
 from storage.run import RunFolder
 
 CHUNK = 128  # pairs; cheap stages want large chunks
@@ -70,7 +73,7 @@ def run_once(folder: Path, pairs: int, dask: str, flow: bool) -> Cost:
     request = Request(manifest=manifest, run=str(run), profile=profile, device="cpu", chunk=CHUNK, dask=dask)
     use_threads(request.compute_threads())
     with ExitStack() as stack:
-        carry_out: Callable[[Plan, Progress], Summary] = execute
+        carry_out: Callable[[Plan, RunProgress], Summary] = execute
         if flow:
             from flows.server import prefect_api
 

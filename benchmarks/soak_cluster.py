@@ -29,7 +29,7 @@ from benchmarks.result import Results
 from benchmarks.soak import OUTSIDE, PairsSoak, PairsTally
 from storage.run import RunFolder, read_lines
 
-KILLS_PER_START = 2  # of workers: one less than a chunk may lose (flows.workers.LOSSES)
+KILLS_PER_START = 2  # of workers: one less than a chunk may lose (flows.execution.worker_pool.MAX_WORKER_LOSSES)
 
 
 @dataclass

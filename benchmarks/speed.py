@@ -45,7 +45,7 @@ request = json.loads(sys.argv[1])
 kind, root = request.pop("kind"), request.pop("root")
 if Path(flows.__file__).parents[1] != Path(root):
     sys.exit(f"flows was imported from {flows.__file__}, not from {root}")
-from flows.engine import use_threads
+from flows.execution.process import use_threads
 if kind == "pairs":
     from flows.engine import execute
     from flows.plan import Request, make_plan

@@ -36,10 +36,11 @@ from benchmarks.pass_through import BACKENDS as PASS_THROUGH
 from benchmarks.result import Results
 from e4s_models.video_faces import VideoFaceDetector
 from evaluation.video import landmark_jitter
-from flows.engine import use_threads
+from flows.execution.process import use_threads
 from flows.server import prefect_api
+from flows.stages import FRAME_RESULT
 from flows.synth import make_clip, make_people, write_mp4
-from flows.video_plan import FRAME_RESULT, VideoPlan, VideoRequest, make_video_plan
+from flows.video_plan import VideoPlan, VideoRequest, make_video_plan
 from storage.video_run import VideoRunFolder
 from tasks.runner import Worker, cpu_threads
 from tasks.stage import ItemError, UInt8

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.result import Results
 from e4s_models.regions import INNER_FACE
 from e4s_models.visibility_net import Seen, VisibilityNet
-from flows.engine import use_threads
+from flows.execution.process import use_threads
 from flows.training.data import PEOPLE_PER_SHARD, make_shards
 from flows.training.faces import FacePool, FaceSet
 from flows.training.occluders import TRAINED, UNSEEN

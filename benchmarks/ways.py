@@ -16,14 +16,16 @@ import numpy as np
 
 from evaluation.protocols import Protocol
 from evaluation.results import Evaluation, MetricLine
-from flows.engine import execute, use_threads
+from flows.engine import execute
 from flows.evaluate import evaluate
+from flows.execution.process import use_threads
 from flows.finished import FinishedRun
 from flows.inputs import read_pairs
-from flows.plan import PAIR_NODES, PAIR_RESULT, Request, make_plan
+from flows.plan import Request, make_plan
 from flows.profiles import make_settings
 from flows.progress import Lines
 from flows.report import spent_seconds
+from flows.stages import PAIR_NODES, PAIR_RESULT
 from storage.keys import digest
 from storage.run import Row, RunFolder
 from tasks.graph import Graph, needed

@@ -30,8 +30,7 @@ from tasks.stage import ItemError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from flows.engine import Progress
-    from flows.progress import Count
+    from flows.progress import Count, RunProgress
     from tasks.frame import Pixels
 
 PathLike = str | os.PathLike[str]
@@ -419,7 +418,7 @@ def _writable(output: Path) -> Path:
     return output
 
 
-def _progress(shown: bool) -> Progress:
+def _progress(shown: bool) -> RunProgress:
     from flows.progress import Silent, terminal_progress
 
     return terminal_progress() if shown else Silent()

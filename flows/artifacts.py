@@ -8,8 +8,8 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 
-from flows.engine import Progress
 from flows.plan import Plan
+from flows.progress import RunProgress
 from flows.tracking import give_up, is_lost
 from storage.run import Row
 
@@ -20,7 +20,7 @@ TABLE_ROWS = 1000  # failed pairs that the table names; the manifest has all
 class Shown:
     """Keeps the run's progress artifact up to date; hands everything on to the display. To be used inside the flow."""
 
-    def __init__(self, display: Progress) -> None:
+    def __init__(self, display: RunProgress) -> None:
         self._display = display
         self.stage, self.within, self.end = display.stage, display.within, display.end
         self._artifact: UUID | None = None

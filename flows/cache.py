@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from flows.console import plain_console
-from flows.plan import PAIR_NODES, open_store
+from flows.plan import open_store
 from flows.progress import plural
-from flows.video_plan import VERSIONS
+from flows.stages import PAIR_NODES
+from flows.video_recipe import VERSIONS
 from storage.prune import Pruning, Selection, made, prune
 from storage.run import RunFolder
 from storage.runs import Run, run_id

@@ -7,10 +7,11 @@ rerun or a second report computes none that is there. Nothing that fails in one 
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -22,7 +23,11 @@ from evaluation.features import NETWORKS
 from evaluation.metrics import PairData, Read, measure
 from evaluation.protocols import PROTOCOLS, Line, Protocol
 from evaluation.results import Evaluation, MetricLine, Unavailable
-from flows.engine import direct_call, require_weights, use_threads
+from flows.execution.graph_jobs import GraphJob, GraphRunner
+from flows.execution.jobs import Job, TaskHook, call_directly
+from flows.execution.local_executor import LocalExecutor
+from flows.execution.process import require_weights, use_threads
+from flows.execution.scheduler import run_jobs
 from flows.feature_stages import COMPARING, feature_config, feature_stage
 from flows.plan import open_store, pick_device, with_instructions
 from flows.progress import plural
@@ -33,7 +38,7 @@ from tasks.align_near import STAGE as ALIGN_NEAR
 from tasks.frame import hash_file, probe
 from tasks.graph import Graph, Image, Item, Node, Ref, Settings, UsageError
 from tasks.instructions import instruction_set
-from tasks.runner import ChunkJob, Worker, cpu_threads, run_chunk
+from tasks.runner import ChunkJob, JobResult, Worker, cpu_threads
 from tasks.stage import ItemError
 
 CHUNK: Final = 8  # pairs: their pictures and crops are in memory at once
@@ -57,12 +62,13 @@ def evaluate(
     device: str = "auto",
     progress: Advance = lambda done, total: None,
     chunk: int = CHUNK,
+    hook: TaskHook = call_directly,
 ) -> Evaluation:
     """Measure what a run has finished, computing only the features that its store lacks; may be stopped and repeated at any moment.
 
     `protocols`: names in `PROTOCOLS`, or protocols of your own; `chunk`: pairs that are in memory at once.
-    Inside a Prefect flow every network on every chunk is a task. Networks that are not here are named in `unavailable`. Raises UsageError
-    or RunError with the remedy, WeightsError if faces cannot even be aligned and parsed.
+    `hook` runs every network on every chunk; the flow `report` makes each a Prefect task. Networks that are not here are named in
+    `unavailable`. Raises UsageError or RunError with the remedy, WeightsError if faces cannot even be aligned and parsed.
     """
     chosen = {found.name: found for found in map(_protocol, protocols)}
     if not chosen:
@@ -74,14 +80,14 @@ def evaluate(
     while True:
         pairs = _Pairs(run, [line for line in lines if not missing[line.network.name]], kind, computed)
         try:
-            pairs.complete(progress, chunk)
+            pairs.complete(progress, chunk, hook)
             data = pairs.gather()
             break
         except _Unloadable as found:  # known only once it is opened: its runtime is not here, or computes something else
             missing[found.network] = str(found)
         except Damaged as damaged:
             print(f"e4s: {damaged}; computing it again", file=sys.stderr)
-            run.store.void(damaged.artifact)
+            run.store.cancel_damaged(damaged)
     return _result(run, lines, missing, data, pairs)
 
 
@@ -212,7 +218,7 @@ class _Pairs:
             for work in works.values():
                 self.producers[work.key] = tuple(producer for producer, output in work.reads.values() if output != "image")
 
-    def complete(self, progress: Advance, chunk: int) -> None:
+    def complete(self, progress: Advance, chunk: int, hook: TaskHook) -> None:
         """Compute the features that the store lacks. Raises _Unloadable, WeightsError, DiskFull; RuntimeError on a program error."""
         if self.graph is None:
             return
@@ -223,22 +229,11 @@ class _Pairs:
         todo.sort(key=lambda row: (row.target_sha256, row.target_face))  # pairs of one target share its crop, which is not kept
         require_weights(self.graph.weights())
         use_threads(cpu_threads())
-        worker, call = Worker(self.graph, self.run.store, "final", cpu_threads()), _task_policy()
-        parts = [todo[start : start + chunk] for start in range(0, len(todo), chunk)]
-        done = len(self.rows) - len(todo)
-        try:
+        worker = Worker(self.graph, self.run.store, "final", cpu_threads())
+        with closing(LocalExecutor(GraphRunner(worker), hook)) as executor:
             self._open_networks(worker, todo)
-            following = self._job(worker, 0, parts[0])
-            for number, part in enumerate(parts):
-                progress(done, len(self.rows))
-                job = self._job(worker, number, part, following.items)
-                following = self._job(worker, number + 1, parts[number + 1] if number + 1 < len(parts) else ())
-                worker.prefetch(following)
-                self._run(worker, job, call)
-                done += len(part)
-        finally:
-            worker.close()
-        progress(done, len(self.rows))
+            run_jobs(_FeaturePlanner(self, self.graph, todo, chunk, progress), executor)
+        progress(len(self.rows), len(self.rows))
 
     def gather(self) -> dict[str, PairData]:
         """What each network made of all finished pairs, a row for each of them. Raises Damaged."""
@@ -278,12 +273,6 @@ class _Pairs:
                 sentences[row.id] = self.passing[found]
         return sentences
 
-    def _job(self, worker: Worker, number: int, rows: Sequence[Row], items: Sequence[Item] = ()) -> ChunkJob:
-        """A chunk with what is known by now."""
-        items = items or [_item(self.run, row, probed=True) for row in rows]
-        keys = {work.key for item in items for work in worker.graph.works(item).values()}
-        return ChunkJob(number, items, {key: self.known[key] for key in keys if key in self.known})
-
     def _open_networks(self, worker: Worker, todo: Sequence[Row]) -> None:
         """Load what will be used, so that a network that does not open is known before anything is computed."""
         for network, reads in self.reads.items():
@@ -294,16 +283,16 @@ class _Pairs:
                 except WeightsError as error:
                     raise _Unloadable(network, str(error)) from None
 
-    def _run(self, worker: Worker, job: ChunkJob, call: Callable[[int, str, Callable[[], None]], None]) -> None:
-        result = run_chunk(worker, job, lambda node, work: call(job.number, node, work))
+    def add(self, result: JobResult) -> None:
+        """Take in what a chunk came to. Raises RuntimeError on a program error."""
         for sentence in result.repaired:
             print(f"e4s: {sentence}", file=sys.stderr)
         self.known |= {artifact.key: artifact for artifact in result.artifacts}
         self.passing |= {key: f"{stage}: {reason}" for key, (stage, reason) in result.failed.items() if key not in self.known}
-        for node, count in result.computed.items():
-            network = worker.graph.stages[node].name
+        for node, executions in result.computed.items():
+            network = self.graph.stages[node].name if self.graph else ""
             if network in self.reads:
-                self.computed[network] += count
+                self.computed[network] += executions
         if result.crash:
             raise RuntimeError(f"the evaluation was stopped by a program error:\n{result.crash}")
 
@@ -327,6 +316,52 @@ class _Pairs:
             yield one
             if one not in self.known:
                 left += self.producers[one]
+
+
+class _FeaturePlanner:
+    """Pairs whose features are missing -> chunks. Only the planning process runs them."""
+
+    is_stopped = False
+
+    def __init__(self, pairs: _Pairs, graph: Graph, todo: Sequence[Row], size: int, progress: Advance) -> None:
+        self._pairs, self._graph, self._progress = pairs, graph, progress
+        self._parts = enumerate(todo[start : start + size] for start in range(0, len(todo), size))
+        self._ready = deque[GraphJob]()
+        self._done = len(pairs.rows) - len(todo)
+
+    def ready_jobs(self) -> Iterable[GraphJob]:
+        return self._ready
+
+    def make_more_ready(self) -> bool:
+        """Take the next chunk, and one more that is read ahead."""
+        before = len(self._ready)
+        while len(self._ready) < 2 and (following := next(self._parts, None)):
+            number, rows = following
+            chunk = ChunkJob(number, [_item(self._pairs.run, row, probed=True) for row in rows], {})
+            self._ready.append(GraphJob.of(self._with_known(chunk), self._graph, self._pairs.run.store))
+        return len(self._ready) > before
+
+    def start(self, job: Job) -> Job:
+        assert isinstance(job, GraphJob)
+        self._ready.remove(job)
+        self._progress(self._done, len(self._pairs.rows))
+        return replace(job, chunk=self._with_known(job.chunk))
+
+    def on_finished(self, job: Job, result: JobResult) -> None:
+        assert isinstance(job, GraphJob)
+        self._pairs.add(result)
+        self._done += len(job.chunk.items)
+
+    def on_stage(self, job: Job, node: str) -> None: ...
+    def on_progress(self, job: Job, share: float) -> None: ...
+    def on_keys_used(self, keys: Collection[str]) -> None: ...
+    def on_shared(self, job: Job, artifacts: Sequence[Artifact]) -> None: ...
+
+    def _with_known(self, chunk: ChunkJob) -> ChunkJob:
+        """Return a chunk with what is known by now."""
+        known = self._pairs.known
+        keys = {work.key for item in chunk.items for work in self._graph.works(item).values()}
+        return replace(chunk, known={key: known[key] for key in keys if key in known})
 
 
 def _item(run: _Run, row: Row, probed: bool = False) -> Item:
@@ -363,18 +398,6 @@ def _pixels(path: str, run: _Run) -> int:
     except ItemError:
         return 0  # the stage that reads it says why
     return height * width
-
-
-def _task_policy() -> Callable[[int, str, Callable[[], None]], None]:
-    """A Prefect task per network and chunk inside a flow, else a plain call."""
-    if "prefect" in sys.modules:
-        from prefect.context import FlowRunContext
-
-        if FlowRunContext.get():
-            from flows.pairs import stage_task
-
-            return stage_task
-    return direct_call
 
 
 def _result(run: _Run, lines: Sequence[Line], missing: Mapping[str, str], data: Mapping[str, PairData], pairs: _Pairs) -> Evaluation:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from flows.plan import PAIR_NODES, PAIR_RESULT, open_store
+from flows.plan import open_store
 from flows.profiles import change_settings
+from flows.stages import PAIR_NODES, PAIR_RESULT
 from storage.run import Row, RunError, RunFolder
 from storage.store import Artifact
 from tasks.graph import Graph, Image, Item, Settings, UsageError, Work

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from e4s_models.warp import resample
-from flows.engine import require_weights, use_threads
+from flows.execution.process import require_weights, use_threads
 from flows.pictures import require_picture
-from flows.plan import PAIR_NODES, pick_device
+from flows.plan import pick_device
 from flows.profiles import check_effect, make_settings
 from flows.single import run_node
+from flows.stages import PAIR_NODES
 from storage.codec import encode_png
 from storage.run import check_writable
 from storage.store import write_atomic

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from flows.plan import Plan
+from flows.progress import RunProgress
 from flows.why import works_left
 from storage.run import RunFolder
-
-if TYPE_CHECKING:
-    from flows.engine import Progress
 
 
 class Logged:
     """Writes what there is to do and which stage each chunk enters; hands everything on to the display."""
 
-    def __init__(self, display: Progress, folder: RunFolder) -> None:
+    def __init__(self, display: RunProgress, folder: RunFolder) -> None:
         self._display, self._folder = display, folder
         self.within, self.advance, self.end = display.within, display.advance, display.end
 

@@ -13,8 +13,8 @@ from e4s_models.published import PUBLISHED, published
 from e4s_models.user_network import ROLES, add_user_network, user_convention, user_network_state
 from e4s_models.weights import DEFAULT_WEIGHTS, WEIGHTS, WeightsError, pull, remedies, verify
 from flows.console import plain_console
-from flows.plan import PAIR_NODES, PAIR_RESULT
 from flows.profiles import make_settings
+from flows.stages import PAIR_NODES, PAIR_RESULT
 from storage.spelling import near_miss, near_path
 from tasks.graph import Graph, UsageError
 

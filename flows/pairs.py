@@ -12,10 +12,11 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed
 
 from flows.artifacts import Shown
-from flows.engine import Progress, Summary, execute
+from flows.engine import execute
+from flows.execution.summary import Summary
 from flows.plan import Plan, Request, Retry, make_plan
-from flows.progress import Lines, plural
-from flows.step import run_flow, run_step, tracked
+from flows.progress import Lines, RunProgress, plural
+from flows.step import run_as_prefect_task, run_flow, tracked
 from flows.tracking import Once
 from storage.run import RunBusy
 from tasks.frame import MAX_PIXELS
@@ -75,10 +76,10 @@ def pairs(
     return conclude("pair", lambda: _carry_out(make_plan(request), Lines()))
 
 
-def _carry_out(plan: Plan, progress: Progress) -> Summary:
+def _carry_out(plan: Plan, progress: RunProgress) -> Summary:
     shown = Shown(progress)
     try:
-        summary = execute(plan, shown, stage_task)
+        summary = execute(plan, shown, run_as_prefect_task)
         shown.conclude(plan)
         return summary
     finally:
@@ -115,12 +116,7 @@ class StageCrash(Exception):
         self.summary = summary
 
 
-def stage_task(chunk: int, node: str, work: Callable[[], None]) -> None:
-    """One stage on one chunk as a Prefect task."""
-    run_step(node, f"{node} of chunk {chunk}", work)
-
-
-def run_planned(plan: Plan, progress: Progress) -> Summary:
+def run_planned(plan: Plan, progress: RunProgress) -> Summary:
     """Run the flow on a plan that was made already; `PREFECT_API_URL` must point at a server. Without one the work is done all the same."""
     work = _planned[plan.request.run] = Once(partial(_carry_out, plan, progress))
     return run_flow(partial(pairs, **asdict(plan.request)), work)

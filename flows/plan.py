@@ -18,145 +18,18 @@ from flows.attempts import Attempts
 from flows.inputs import PairRow, read_pairs
 from flows.pictures import Pictures
 from flows.profiles import check_effect, make_settings
-from flows.stale import clear_outputs, put_aside, remove_stale
+from flows.resume import PairResume
+from flows.stages import PAIR_NODES, PAIR_RESULT
+from flows.stale import remove_stale
 from storage.files import store_url
-from storage.keys import digest_bytes
-from storage.run import AnyRow, BaseRow, DamagedFile, Row, RunError, RunFiles, RunFolder, unlock
+from storage.run import AnyRow, DamagedFile, Row, RunError, RunFiles, RunFolder, unlock
 from storage.runs import Lease
 from storage.spelling import near_miss
-from storage.store import Artifact, Damaged, Store, write_atomic
-from tasks.frame import MAX_PIXELS, ImageFile, hash_file
-from tasks.graph import Graph, Image, Item, Node, Ref, Settings, UsageError
+from storage.store import Artifact, Store
+from tasks.frame import MAX_PIXELS
+from tasks.graph import Graph, Image, Item, Settings, UsageError
 from tasks.instructions import CHOSEN, instruction_set
-from tasks.properties import read_properties, with_properties
-from tasks.runner import ChunkJob, Keep, cpu_threads, failure, notes_of
-from tasks.stage import ItemError
-
-_REGIONS = "visibility.regions|parse.regions"
-_TARGET = {"target_face": "target.align.face", "target_regions": "target.visibility.regions|target.parse.regions"}
-_DRIVEN_REGIONS = "reenact.regions|parse_driven.regions"
-
-PAIR_NODES: tuple[Node, ...] = (
-    Node("align", "align", "image", {"image": "image", "face_index": "face_index"}, checkpoint=True),
-    Node("mesh", "mesh", "image", {"face": "align.face"}, checkpoint=True),
-    Node("parse", "parse", "image", {"face": "align.face"}, checkpoint=True),
-    Node("visibility", "visibility", "image", {"face": "align.face", "regions": "parse.regions"}),
-    Node("light", "light", "image", {"face": "align.face", "regions": _REGIONS}),
-    Node(
-        "encode",
-        "encode",
-        "image",
-        {"image": "image", "face": "align.face", "labels": _REGIONS, "crop_to_frame": "align.crop_to_frame"},
-        checkpoint=True,
-    ),
-    Node(
-        "reenact",
-        "reenact",
-        "pair",
-        {
-            "source_face": "source.align.face",
-            "source_points": "source.mesh.points",
-            "source_blendshapes": "source.mesh.blendshapes",
-            "source_regions": "source.visibility.regions|source.parse.regions",
-            "target_face": "target.align.face",
-            "target_points": "target.mesh.points",
-            "target_blendshapes": "target.mesh.blendshapes",
-        },
-    ),
-    Node("parse_driven", "parse", "pair", {"face": "reenact.driven"}),
-    Node(
-        "encode_driven",
-        "encode",
-        "pair",
-        {
-            "image": "source.image",
-            "face": "reenact.driven",
-            "labels": _DRIVEN_REGIONS,
-            "crop_to_frame": "target.align.crop_to_frame",
-        },
-        checkpoint=True,  # most of a pair's time, in 0.3 MB
-    ),
-    Node(
-        "tune",
-        "tune",
-        "pair",
-        {
-            "face": "reenact.driven",
-            "regions": _DRIVEN_REGIONS,
-            "codes": "encode_driven.codes",
-            "styles": "encode_driven.styles",
-        },
-        checkpoint=True,
-    ),
-    Node(
-        "swap",
-        "swap",
-        "pair",
-        {
-            "driven": "reenact.driven",
-            "driven_regions": _DRIVEN_REGIONS,
-            "visible": "reenact.visible",
-            "turned": "reenact.turned",
-            "source_crop_to_frame": "source.align.crop_to_frame",
-            "driven_codes": "encode_driven.codes",
-            "target_codes": "target.encode.codes",
-            "driven_styles": "encode_driven.styles",
-            "target_styles": "target.encode.styles",
-            "target_to_canvas": "target.encode.to_canvas",
-            "tuning": "tune.tuning",
-            **_TARGET,
-        },
-    ),
-    Node("parse_swapped", "parse", "pair", {"face": "swap.swapped"}),
-    Node(
-        "recolor",
-        "recolor",
-        "pair",
-        {
-            "swapped": "swap.swapped",
-            "swapped_regions": "swap.swapped_regions",
-            "seen_regions": "parse_swapped.regions",
-            "target_light": "target.light.skin",
-            "mask": "swap.mask",
-            **_TARGET,
-        },
-    ),
-    Node("enhance", "enhance", "pair", {"face": "recolor.recolored"}),
-    Node(
-        "blend",
-        "blend",
-        "pair",
-        {
-            "face": "enhance.enhanced",
-            "hole": "swap.hole",
-            "mask": "swap.mask",
-            "swapped_regions": "swap.swapped_regions",
-            **_TARGET,
-        },
-    ),
-    Node(
-        "inpaint",
-        "inpaint",
-        "pair",
-        {
-            "blended": "blend.blended",
-            "hole": "swap.hole",
-            "mask": "swap.mask",
-            "swapped_regions": "swap.swapped_regions",
-            **_TARGET,
-        },
-    ),
-    Node(
-        "paste",
-        "paste",
-        "pair",
-        {"image": "target.image", "face": "inpaint.inpainted", "mask": "inpaint.mask", "crop_to_frame": "target.align.crop_to_frame"},
-        checkpoint=True,
-    ),
-)
-"""The paper's eight stages on a pair, in reading order, with three helpers: mesh, enhance and paste."""
-
-PAIR_RESULT: Ref = ("paste", "result")
+from tasks.runner import ChunkJob, Keep, cpu_threads
 
 Retry = Literal["failed", "quarantined"]
 
@@ -329,6 +202,7 @@ def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -
     images = pictures.find(path for pair in pairs if not pair.problem for path in _paths(pair).values())
     if not dry:
         pictures.remember()
+    resume = PairResume(graph, store, folder, attempts, before, retry=request.retry, verify=request.verify, dry=dry)
     rows, every, items, unreadable = {}, [], [], []
     for pair in pairs:
         row = rows[pair.id] = Row(
@@ -352,60 +226,35 @@ def make_plan(request: Request, *, dry: bool = False, temporary: bool = False) -
         if isinstance(truth := found.get("truth"), Image):
             row.truth_sha256 = truth.sha256
         row.key = graph.works(item)[graph.final[0], ""].key
-        earlier = before.get(pair.id)
-        if earlier and earlier.status == "done" and earlier.key == row.key and stands(folder, earlier, request.verify):
-            made = ("status", "note", "output", "output_sha256", "output_size", "seconds", "attempts")
-            rows[pair.id] = replace(row, **{name: getattr(earlier, name) for name in made})
+        if done := resume.done_before(row):
+            rows[pair.id] = done
         else:
             items.append(item)
     lease = store.register(folder.path, keys_of(graph, every), temporary=temporary) if items and not dry else None
-    looked_up = store.find(set(keys_of(graph, items)))
-    known = looked_up.artifacts
-    finds = _Finds(folder, store, dry)
-    if request.verify:
-        known = finds.verified(known)
-    if not dry:
-        exported = (before[item.id] for item in items if item.id in before and finds.has_result(rows[item.id], known))
-        clear_outputs(folder, exported, store)
-    todo = [item for item in items if not finds.finished(rows[item.id], known)]
-    left = {item.id for item in todo}
-    for item in items:
-        if item.id not in left:
-            limits = notes_of(graph, store, graph.works(item), known, {})
-            rows[item.id].note = "; ".join(filter(None, (limits, rows[item.id].note)))
-    todo = _to_try(request, graph, store, attempts, rows, todo, known, dry)
+    decision = resume.decide(rows, items)
     attempts.unreadable(unreadable)
-    done = sum(row.status == "done" for row in rows.values())
-    seconds = time.perf_counter() - began
-    gone = {key: "damaged" if kind == "void" else kind for key, kind in looked_up.cancelled.items()}
-    gone |= dict.fromkeys(finds.damaged, "damaged")
-    return Plan(request, graph, store, folder, rows, todo, known, done, seconds, attempts, previous, before, gone, lock, lease)
+    return Plan(
+        request,
+        graph,
+        store,
+        folder,
+        rows,
+        decision.pending,
+        decision.known,
+        done_before=sum(row.status == "done" for row in rows.values()),
+        seconds=time.perf_counter() - began,
+        attempts=attempts,
+        previous=previous,
+        before=before,
+        gone=decision.gone,
+        lock=lock,
+        lease=lease,
+    )
 
 
 def keys_of(graph: Graph, items: Iterable[Item]) -> Iterator[str]:
     """Keys of all that these items may use."""
     return (work.key for item in items for work in graph.works(item).values())
-
-
-def export(folder: RunFolder, store: Store, row: Row, artifact: Artifact) -> None:
-    """Put a finished result into the run's outputs and say so in its row; another file there is moved to RUN/replaced. Raises Damaged.
-
-    The output is the stored result with what the target's file says beside its pixels: colours, EXIF, density.
-    """
-    output = f"outputs/{row.id}.png"
-    data = store.read_bytes(artifact, PAIR_RESULT[1])
-    try:
-        properties = read_properties(ImageFile(row.target, row.target_sha256, sys.maxsize))
-    except ItemError as error:
-        row.status, row.stage, row.reason = "failed", "input", f"target: {error}"
-        return
-    data = with_properties(data, properties)
-    sha256 = digest_bytes(data)
-    put_aside(folder, folder.path / output, sha256)
-    write_atomic(folder.path / output, data)
-    row.status, row.output, row.output_size, row.output_sha256 = "done", output, len(data), sha256
-    row.stage = row.reason = ""
-    row.note = "; ".join(filter(None, (row.note, *properties.lost)))
 
 
 def describe(plan: Plan) -> dict[str, object]:
@@ -478,101 +327,3 @@ def _item(pair: PairRow, found: dict[str, Image | str | None]) -> Item:
         assert isinstance(image, Image)
         images[role] = replace(image, face_index=face)
     return Item(pair.id, images)
-
-
-class _Finds:
-    """What planning finds of finished artifacts; damaged ones are cancelled, loudly, unless `dry`."""
-
-    def __init__(self, folder: RunFolder, store: Store, dry: bool) -> None:
-        self.folder, self.store, self.dry = folder, store, dry
-        self.damaged: set[str] = set()
-
-    def has_result(self, row: Row, known: Mapping[str, Artifact]) -> bool:
-        """Whether the index says that an earlier or another run computed the row's result."""
-        return row.key in known and not known[row.key].failed
-
-    def finished(self, row: Row, known: dict[str, Artifact]) -> bool:
-        """Whether an earlier or another run computed the row's result; its picture, missing here, is copied from the store."""
-        if not self.has_result(row, known):
-            return False
-        artifact = known[row.key]
-        try:
-            if self.dry:
-                self.store.read_bytes(artifact, PAIR_RESULT[1])
-                row.status = "done"
-            else:
-                export(self.folder, self.store, row, artifact)
-        except Damaged as damaged:
-            self._cancel(artifact, damaged)
-            del known[row.key]
-            return False
-        return True
-
-    def verified(self, known: dict[str, Artifact]) -> dict[str, Artifact]:
-        """The artifacts whose payloads all match their digests."""
-        whole = {}
-        for key, artifact in known.items():
-            try:
-                for output in artifact.payloads:
-                    self.store.read(artifact, output)
-                whole[key] = artifact
-            except Damaged as damaged:
-                self._cancel(artifact, damaged)
-        return whole
-
-    def _cancel(self, artifact: Artifact, damaged: Damaged) -> None:
-        self.damaged.add(artifact.key)
-        if not self.dry:
-            print(f"e4s: {damaged}; computing it again", file=sys.stderr)
-            self.store.void(artifact)
-
-
-def _to_try(
-    request: Request,
-    graph: Graph,
-    store: Store,
-    attempts: Attempts,
-    rows: Mapping[str, Row],
-    items: Sequence[Item],
-    known: dict[str, Artifact],
-    dry: bool,
-) -> list[Item]:
-    """The items that are tried: neither in quarantine nor known to fail on this very input, unless the request says so.
-
-    The failure of an item that is tried all the same is cancelled, in `known` and in the store. The rows of the others say why not.
-    """
-    for item in items:
-        attempts.look_up(rows[item.id])
-    released = [rows[item.id] for item in items if rows[item.id].quarantined] if "quarantined" in request.retry else []
-    attempts.release(released)
-    again = {row.id for row in released}
-    if "failed" in request.retry:
-        again |= {item.id for item in items if not rows[item.id].quarantined}
-    todo: list[Item] = []
-    cancelled: dict[str, Artifact] = {}
-    for item in items:
-        row = rows[item.id]
-        if row.quarantined:
-            continue
-        works = graph.works(item)
-        failed = {work.key: known[work.key] for work in works.values() if work.key in known and known[work.key].failed}
-        if failed and item.id not in again:
-            row.stage, row.reason = failure(item, works, {key: (found.stage, found.reason) for key, found in failed.items()})
-            row.status = "failed"
-        else:
-            todo.append(item)
-            cancelled |= failed
-    for key in cancelled:
-        del known[key]
-    if not dry:
-        store.void(*cancelled.values())
-    return todo
-
-
-def stands(folder: RunFiles[Any], row: BaseRow, verify: bool) -> bool:
-    """Whether a done row's output is there: by size, or by digest if asked for."""
-    path = folder.path / row.output
-    try:
-        return path.stat().st_size == row.output_size and (not verify or hash_file(str(path)) == row.output_sha256)
-    except (OSError, ItemError):
-        return False

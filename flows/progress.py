@@ -76,6 +76,16 @@ class _Rate:
         return f"{found[0]:.1f} pairs/min, {duration(found[1])} left{failed}" if found else ""
 
 
+class RunProgress(Protocol):
+    """What is shown of a run of pairs: in the terminal, in Prefect's UI, in the log. They wrap each other."""
+
+    def begin(self, plan: Plan) -> None: ...
+    def stage(self, chunk: int, node: str) -> None: ...
+    def within(self, items: float) -> None: ...
+    def advance(self, rows: list[Row]) -> None: ...
+    def end(self) -> None: ...
+
+
 class Lines:
     """For logs: a line on stderr per chunk, and every 10 s within one."""
 

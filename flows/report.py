@@ -37,6 +37,7 @@ from evaluation.report import (
 )
 from evaluation.results import METRICS_FILE, PAIRS_FILE, Evaluation, read, read_history, write
 from flows.evaluate import Advance, evaluate
+from flows.execution.jobs import TaskHook, call_directly
 from flows.finished import FinishedRun
 from flows.progress import duration, plural
 from storage.run import Row, RunError, RunFiles, RunFolder
@@ -145,11 +146,16 @@ def write_report(folder: RunFolder, evaluation: Evaluation | None = None, limit:
 
 
 def evaluate_and_report(
-    folder: RunFolder, protocols: Sequence[str] = ("open",), device: str = "auto", limit: int = 24, progress: Advance = silent
+    folder: RunFolder,
+    protocols: Sequence[str] = ("open",),
+    device: str = "auto",
+    limit: int = 24,
+    progress: Advance = silent,
+    hook: TaskHook = call_directly,
 ) -> Report:
     """Measure a run, write metrics.parquet, metrics.json, history.jsonl and index.html into RUN/report. Raises as `evaluate` does."""
     FinishedRun(folder)  # what cannot be read back has no page: known before anything is computed for it
-    evaluation = write(evaluate(folder, protocols, device, progress), folder.path / "report")
+    evaluation = write(evaluate(folder, protocols, device, progress, hook=hook), folder.path / "report")
     return write_report(folder, evaluation, limit)
 
 
@@ -416,7 +422,12 @@ class _PartOfRun(RunFolder):
 
 
 def write_comparison(
-    a: RunFolder, b: RunFolder, protocols: Sequence[str] = ("open",), device: str = "auto", progress: Advance = silent
+    a: RunFolder,
+    b: RunFolder,
+    protocols: Sequence[str] = ("open",),
+    device: str = "auto",
+    progress: Advance = silent,
+    hook: TaskHook = call_directly,
 ) -> Compared:
     """Compare B with A over the pairs of pictures that both have finished; write B/report/compare-A.html and .json.
 
@@ -431,9 +442,9 @@ def write_comparison(
             f"{a.path} and {b.path}: no pair of the same two pictures is finished in both, so there is nothing to compare; "
             "compare runs of one manifest"
         )
+    parts = [_PartOfRun(folder, [pair[side] for pair in pairs]) for side, folder in enumerate((a, b))]
     found_a, found_b = (
-        replace(evaluate(_PartOfRun(folder, [pair[side] for pair in pairs]), protocols, device, progress), run=names[side])
-        for side, folder in enumerate((a, b))
+        replace(evaluate(part, protocols, device, progress, hook=hook), run=name) for part, name in zip(parts, names, strict=True)
     )
     differences, not_compared = compare(found_a, found_b, pairs)
     comparison = Comparison(

@@ -14,7 +14,7 @@ from prefect.states import Cancelled
 from evaluation.compare import comparison_markdown, comparison_rows
 from evaluation.report import markdown, table_rows
 from flows.report import evaluate_and_report, told, write_comparison
-from flows.step import tracked
+from flows.step import run_as_prefect_task, tracked
 from flows.tracking import give_up, is_lost
 from storage.run import RunBusy, RunFolder, lock_folder, make_folder, unlock
 
@@ -42,14 +42,14 @@ def report(run: str, protocols: Sequence[str] = ("open",), device: str = "auto",
 
 
 def _report(folder: RunFolder, protocols: Sequence[str], device: str, compare: str) -> dict[str, int]:
-    found = evaluate_and_report(folder, protocols, device)
+    found = evaluate_and_report(folder, protocols, device, hook=run_as_prefect_task)
     for line in told(folder, found):
         print(line)
     name = artifact_name(folder)
     _publish(name, str(folder.path), table_rows(found), markdown(found))
     if compare:
         other = RunFolder(compare)
-        compared = write_comparison(other, folder, protocols, device)
+        compared = write_comparison(other, folder, protocols, device, hook=run_as_prefect_task)
         print(f"comparison: {compared.page}")
         both = f"{name}-against-{artifact_name(other)}"
         _publish(both, f"{folder.path} against {compare}", comparison_rows(compared.comparison), comparison_markdown(compared.comparison))

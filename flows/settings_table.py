@@ -54,7 +54,7 @@ def stage_names() -> tuple[str, ...]:
 @functools.cache
 def video_settings() -> dict[str, type]:
     """Return the classes of the settings of videos that belong to no stage, by the name before the dot."""
-    from flows.video_plan import Configs
+    from flows.video_recipe import Configs
 
     return {name: config for name, config in get_type_hints(Configs).items() if name not in STAGES}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.engine import use_threads
+from flows.execution.process import use_threads
 from flows.finished import FinishedRun, item_of
 from storage.codec import encode_png
 from storage.run import RunFolder, check_writable

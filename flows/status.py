@@ -16,8 +16,9 @@ from rich.text import Text
 
 from flows.attempts import history
 from flows.console import plain_console
-from flows.plan import PAIR_NODES, open_store
+from flows.plan import open_store
 from flows.progress import Pace, duration, plural
+from flows.stages import PAIR_NODES
 from storage.run import BaseRow, read_lines
 from storage.video_run import open_run
 

@@ -30,6 +30,11 @@ DRAIN_TIMEOUT = 10.0  # s for the events of a flow that has ended
 Result = TypeVar("Result")
 
 
+def run_as_prefect_task(name: str, subject: str, work: Callable[[], None]) -> None:
+    """Run one step of a job as a Prefect task: the task hook of the flows."""
+    run_step(name, f"{name} of {subject}", work)
+
+
 def run_step(name: str, title: str, work: Callable[[], None]) -> None:
     """Run the work as task `name`, task run `title`. Its exceptions leave as they are; so does Ctrl-C, whenever it came."""
     if is_lost():

@@ -2,8 +2,8 @@
 
 A video goes through passes: its frame table; the source's side; the faces of each stretch of frames; one person's course; each group of
 pictures, swapped and encoded; and the joined file. What a pass makes is an artifact, so that a killed run goes on behind the last one.
-Whoever has time takes the next unit of the earliest video that has one; where none has, the next video is begun. Rows, outputs, log and
-manifest are written here, whoever does the units (`flows.video_steps.Hands`).
+The earliest video that has a unit ready goes first; where none has, the next video is begun. Rows, outputs, log and manifest are written
+here, in the planning process, whichever process runs the units.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import sys
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -23,16 +23,21 @@ import numpy as np
 import pyarrow as pa
 
 from e4s_models.weights import WeightsError
-from flows.engine import THIS_PROCESS, Summary, require_weights
+from flows.execution.jobs import Executor, Job, TaskHook, call_directly
+from flows.execution.local_executor import LocalExecutor
+from flows.execution.process import THIS_PROCESS, require_weights, use_threads
+from flows.execution.scheduler import run_jobs
+from flows.execution.summary import Summary
 from flows.room import VIDEO_BYTES, blocked_places, lacking_room
+from flows.video_jobs import FolderJob, UnitJob, VideoJob
 from flows.video_plan import VideoPlan
 from flows.video_segments import Segment, Tuning
-from flows.video_steps import Hands, Here, Step, Told, VideoCall, direct_call
 from flows.video_units import (
     FAILED,
     PASSED,
     SEGMENT_FACTS,
     SWAPPED,
+    Desk,
     Detecting,
     Probing,
     Sounding,
@@ -40,7 +45,6 @@ from flows.video_units import (
     Tables,
     Tracking,
     Unit,
-    raise_if_full,
     source_item,
 )
 from storage.faults import fault_point
@@ -49,7 +53,7 @@ from storage.store import Artifact, Damaged, StoreError
 from storage.video_run import FRAME_SCHEMA, VideoRow
 from tasks.frame import hash_file
 from tasks.graph import UsageError
-from tasks.runner import DiskFull, crash_sentence, failure
+from tasks.runner import DiskFull, JobResult, crash_sentence, failure, raise_if_full
 from tasks.stage import Array, ItemError
 from tasks.video_pass import ID_NETWORK, Way, detect_ranges, time_of
 from tasks.video_sound import Sound
@@ -58,16 +62,18 @@ from tasks.video_write import check_encoder, chunk_ranges, copies_video, deliver
 if TYPE_CHECKING:
     from tasks.video import FrameTable
 
+JOBS_AHEAD = 1  # units that a Dask worker is given at a time: they take long beside the way to the worker
+
 _STATUS = ("passed", "swapped", "failed")
 
 Frames = Callable[[int, int, str], None]
 """Told how many of how many frames went through the running pass of the earliest video, and which video and pass that is."""
 
-Steps = Generator[list[Step], None, None]
-"""The steps of a video: each list may be done in any order, and goes on when all of it is done or one of it went wrong."""
+Passes = Generator[list[VideoJob], None, None]
+"""The jobs of a video: those of one list may run in any order; the next list follows when all ended, or one did not succeed."""
 
 
-class StepFailed(Exception):
+class VideoFailedError(Exception):
     """A video cannot be done: the stage and the sentence."""
 
     def __init__(self, stage: str, reason: str, remembered: bool = False) -> None:
@@ -76,15 +82,15 @@ class StepFailed(Exception):
         self.remembered = remembered  # known without trying, as from an earlier attempt: no attempt is counted
 
 
-class StepCrashed(StepFailed):
-    """A program error stopped a step of a video: its traceback, and whether that is no video's fault."""
+class VideoCrashError(VideoFailedError):
+    """A program error stopped a job of a video: its traceback, and whether that is no video's fault."""
 
     def __init__(self, stage: str, where: str, crash: str, broken: bool = False) -> None:
         super().__init__(stage, f"{where}: {crash_sentence(crash)}" if where else crash_sentence(crash))
         self.crash, self.broken = crash, broken
 
 
-def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: None, call: VideoCall = direct_call) -> Summary:
+def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: None, hook: TaskHook = call_directly) -> Summary:
     """Carry out a plan. The manifest is written whatever happens; what is finished stays finished.
 
     Raises WeightsError, and UsageError for settings of the output that no encoder takes or a cluster that is not there, before anything is
@@ -96,8 +102,8 @@ def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: N
         check_encoder(plan.configs.output)
         check_writable(plan.folder.path / "frames", "--run")
     summary, folder = Summary(0, 0, 0), plan.folder
-    work = _Work(plan, frames, summary)
-    with closing(make_hands(plan, work.tables, call, work)) if plan.todo else nullcontext() as hands:
+    tables = Tables(plan.store)
+    with closing(make_executor(plan, tables, hook)) if plan.todo else nullcontext() as executor:
         plan.record()
         failed_before = sum(row.status == "failed" for row in plan.rows.values())
         folder.append_log(
@@ -110,8 +116,8 @@ def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: N
             planning_seconds=round(plan.seconds, 3),
         )
         try:
-            if hands:
-                work.through(hands)
+            if executor:
+                run_jobs(VideoPlanner(plan, frames, summary, tables), executor)
             fault_point("before-manifest")
         except OSError as error:
             raise_if_full(error, plan.store.url)
@@ -122,45 +128,118 @@ def execute_videos(plan: VideoPlan, frames: Frames = lambda done, total, part: N
     return summary
 
 
-def make_hands(plan: VideoPlan, tables: Tables, call: VideoCall, told: Told) -> Hands:
-    """The hands that the request names."""
-    if plan.request.dask:
-        from flows.video_cluster import WorkersHands
+def make_executor(plan: VideoPlan, tables: Tables, hook: TaskHook) -> Executor:
+    """Make the executor that the request names. Raises ClusterError."""
+    request = plan.request
+    if request.dask:
+        from flows.execution.dask_executor import DaskExecutor
+        from flows.video_context import make_video_run_context
 
-        return WorkersHands(plan, call, told)
-    return Here(plan, tables, call, told)
+        return DaskExecutor(make_video_run_context(plan), request, plan.store, plan.folder, hook, JOBS_AHEAD)
+    threads = request.compute_threads()
+    use_threads(threads)
+    at_once = request.workers or threads
+    desk = Desk(plan, tables, keep=request.keep, chunk=request.chunk, max_pixels=request.max_pixels, at_once=at_once)
+    return LocalExecutor(desk, hook)
 
 
-class _Work:
-    """The videos that are under way."""
+class VideoPlanner:
+    """Rows of videos -> the units of their passes, those of the earliest video first."""
 
-    def __init__(self, plan: VideoPlan, frames: Frames, summary: Summary) -> None:
-        self.plan, self.summary, self.tables = plan, summary, Tables(plan.store)
+    def __init__(self, plan: VideoPlan, frames: Frames, summary: Summary, tables: Tables) -> None:
+        self.plan, self.summary, self.tables = plan, summary, tables
         self._frames = frames
         self._coming = enumerate(plan.todo)
-        self._videos: list[Video] = []  # under way, in order
-        self._units: dict[int, Step] = {}  # given, by their numbers
-        self._making: set[str] = set()  # keys of units under way
-        self._made: set[str] = set()  # keys of units that came back: what one video needed, another one may need, too
+        self._videos: list[Video] = []  # begun and not ended, in order
+        self._by_number: dict[int, Video] = {}
+        self._made: set[str] = set()  # keys of jobs that ended: what one video needed, another one may need, too
         self._numbers = count()
-        self._enough = False
+        self._stopped = False
 
-    def through(self, hands: Hands) -> None:
-        """Work until all is done, or there is reason to stop."""
-        while not self._enough:
-            self._give_out(hands)
-            if not any(video.under_way for video in self._videos):
-                return
-            if step := hands.take():
-                self._took(step)
+    # -- which jobs ----------------------------------------------------------------------------------------------------
 
-    def within(self, number: int, share: float) -> None:
-        if step := self._units.get(number):
-            step.video.shares[number] = share * step.frames
-            self._show()
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped
 
-    def uses(self, keys: Collection[str]) -> None:
+    def ready_jobs(self) -> Iterator[VideoJob]:
+        for video in list(self._videos):
+            if video.ready and video.adopt(self._made):
+                self._continue_if_idle(video)
+            yield from video.ready
+
+    def make_more_ready(self) -> bool:
+        """Begin the next video."""
+        following = next(self._coming, None)
+        if following is None or self._stopped:
+            return False
+        number, name = following
+        video = Video(self.plan, number, self.plan.rows[name], self.tables, self._numbers)
+        self._videos.append(video)
+        self._by_number[number] = video
+        self._continue(video)
+        return True
+
+    def start(self, job: Job) -> Job:
+        """Take a job from its video, with what is known of the source's side by now."""
+        assert isinstance(job, VideoJob)
+        video = self._by_number[job.group]
+        video.ready.remove(job)
+        if isinstance(job, UnitJob):
+            job.unit = video.equipped(job.unit)
+            job.preferred_worker = video.last_worker
+        video.under_way += 1
+        self.plan.folder.append_log("start", chunk=video.number, stage=job.name)
+        return job
+
+    # -- what follows --------------------------------------------------------------------------------------------------
+
+    def on_stage(self, job: Job, node: str) -> None:
+        """Do nothing: the log says which pass a video is in."""
+
+    def on_progress(self, job: Job, share: float) -> None:
+        assert isinstance(job, VideoJob)
+        self._by_number[job.group].shares[job.number] = share * job.frames
+        self._show()
+
+    def on_keys_used(self, keys: Collection[str]) -> None:
         self.plan.store.runs.extend(self.plan.folder.path, keys)
+
+    def on_shared(self, job: Job, artifacts: Sequence[Artifact]) -> None:
+        """Do nothing: units share nothing before they end."""
+
+    def on_finished(self, job: Job, result: JobResult) -> None:
+        """Write the log; let the video go on if it waits for nothing else."""
+        assert isinstance(job, VideoJob)
+        video, job.result = self._by_number[job.group], result
+        video.under_way -= 1
+        self._made |= set(job.keys)
+        video.shares.pop(job.number, None)
+        video.behind += job.frames
+        video.last_worker = next(iter(result.places.values()), video.last_worker)
+        if job.frames:
+            self._log_pass(video)
+        if isinstance(job, UnitJob):
+            self._show()
+        video.row.seconds += result.spent
+        for sentence in result.repaired:
+            print(f"e4s: {sentence}", file=sys.stderr)
+            self.plan.folder.append_log("repair", chunk=video.number, reason=sentence)
+        self.summary.add(result)
+        for name, executions in result.computed.items():
+            self.plan.folder.append_log(
+                "stage",
+                chunk=video.number,
+                stage=name,
+                items=executions,
+                seconds=round(result.seconds[name], 3),
+                device=self.plan.graph.device(name) if name in self.plan.graph.stages else "cpu",
+                worker=result.places.get(name, THIS_PROCESS),
+            )
+        video.shelf.known |= {artifact.key: artifact for artifact in result.artifacts}
+        if not result.succeeded:
+            video.ready.clear()
+        self._continue_if_idle(video)
 
     def _show(self) -> None:
         if self._videos and self._videos[0].length:
@@ -168,111 +247,45 @@ class _Work:
             done = min(video.behind + round(sum(video.shares.values())), video.length)
             self._frames(done, video.length, f"{video.row.id}, {video.passing}")
 
-    def _note(self, video: Video) -> None:
+    def _log_pass(self, video: Video) -> None:
         """Write into the log how far a video's running pass is."""
         self.plan.folder.append_log(
             "pass", chunk=video.number, item=video.row.id, stage=video.passing, frames=video.behind, of=video.length
         )
 
-    def _give_out(self, hands: Hands) -> None:
-        while not self._enough:
-            if step := self._next(hands):
-                self._give(hands, step)
-            elif hands.room(None) and (following := next(self._coming, None)):
-                number, name = following
-                video = Video(self.plan, number, self.plan.rows[name], self.tables, self._numbers)
-                self._videos.append(video)
-                self._go_on(video)
-            else:
-                return
-
-    def _next(self, hands: Hands) -> Step | None:
-        """The first step that can begin; None if there is none now."""
-        for video in list(self._videos):
-            if video.ready and hands.room(video.ready[0]) and video.adopt(self._made):
-                self._check(video)
-            for step in video.ready:
-                if not hands.room(step):
-                    break
-                if self._making.isdisjoint(step.keys):
-                    video.ready.remove(step)
-                    return step
-        return None
-
-    def _give(self, hands: Hands, step: Step) -> None:
-        video = step.video
-        if step.unit:
-            step.unit = video.equipped(step.unit)
-            self._units[step.unit.number] = step
-            self._making |= set(step.keys)
-        video.under_way += 1
-        self.plan.folder.append_log("start", chunk=video.number, stage=step.name)
-        hands.give(step)
-
-    def _took(self, step: Step) -> None:
-        video, result = step.video, step.result
-        video.under_way -= 1
-        if step.unit:
-            del self._units[step.unit.number]
-            self._making -= set(step.keys)
-            self._made |= set(step.keys)
-            video.shares.pop(step.unit.number, None)
-            video.behind += step.frames
-            if step.frames:
-                self._note(video)
-            self._show()
-        video.row.seconds += result.spent
-        for sentence in result.repaired:
-            print(f"e4s: {sentence}", file=sys.stderr)
-            self.plan.folder.append_log("repair", chunk=video.number, reason=sentence)
-        for name, times in result.computed.items():
-            self.summary.computed[name] = self.summary.computed.get(name, 0) + times
-            self.plan.folder.append_log(
-                "stage",
-                chunk=video.number,
-                stage=name,
-                items=times,
-                seconds=round(result.seconds[name], 3),
-                device=self.plan.graph.device(name) if name in self.plan.graph.stages else "cpu",
-                worker=result.place or THIS_PROCESS,
-            )
-        video.shelf.known |= {artifact.key: artifact for artifact in result.artifacts}
-        if not result.good:
-            video.ready.clear()
-        self._check(video)
-
-    def _check(self, video: Video) -> None:
-        """Let a video go on if nothing of it is left to wait for."""
+    def _continue_if_idle(self, video: Video) -> None:
+        """Let a video go on if it waits for no job."""
         if not video.under_way and not video.ready:
-            self._go_on(video)
+            self._continue(video)
 
-    def _go_on(self, video: Video) -> None:
-        """Until the video has steps again, or its end."""
+    def _continue(self, video: Video) -> None:
+        """Let a video go on until it has jobs again, or to its end."""
         row, folder = video.row, self.plan.folder
         try:
             while not video.ready:
-                video.ready.extend(next(video.steps))
-            if any(step.frames for step in video.ready):
-                self._note(video)
+                video.ready.extend(next(video.passes))
+            if any(job.frames for job in video.ready):
+                self._log_pass(video)
             self._show()
             return
         except StopIteration:
             pass
-        except StepFailed as failed:
+        except VideoFailedError as failed:
             self._fail(video, failed)
         except (DiskFull, StoreError, UsageError, WeightsError, OSError):
             raise  # no fault of the program: the run stops with the sentence
         except Exception:
-            self._fail(video, StepCrashed(video.passing, "", traceback.format_exc()))
+            self._fail(video, VideoCrashError(video.passing, "", traceback.format_exc()))
         self._videos.remove(video)
+        del self._by_number[video.number]
         folder.append_log("chunk", chunk=video.number, items=1, done=int(row.status == "done"), failed=int(row.status == "failed"))
         folder.write_rows(self.plan.rows.values())
-        self._enough = bool(self.summary.crash) or (self.plan.request.fail_fast and row.status == "failed")
+        self._stopped = bool(self.summary.crash) or (self.plan.request.fail_fast and row.status == "failed")
 
-    def _fail(self, video: Video, failed: StepFailed) -> None:
+    def _fail(self, video: Video, failed: VideoFailedError) -> None:
         """Write down why a video failed. A program error is a failed attempt as any other, unless it is no video's fault."""
         row, folder = video.row, self.plan.folder
-        if isinstance(failed, StepCrashed):
+        if isinstance(failed, VideoCrashError):
             folder.append_log("crash", chunk=video.number, item=row.id, stage=failed.stage, traceback=failed.crash)
             if failed.broken:
                 self.summary.crash = failed.crash
@@ -308,7 +321,7 @@ class _Shelf:
 
     def damaged(self, damaged: Damaged) -> None:
         """Cancel what turned out to be damaged, loudly."""
-        self.plan.store.void(damaged.artifact)
+        self.plan.store.cancel_damaged(damaged)
         self.known.pop(damaged.artifact.key, None)
         sentence = f"{damaged}; computing it again"
         print(f"e4s: {sentence}", file=sys.stderr)
@@ -321,9 +334,10 @@ class Video:
     def __init__(self, plan: VideoPlan, number: int, row: VideoRow, tables: Tables, numbers: Iterable[int]) -> None:
         self.plan, self.number, self.row, self._tables, self._numbers = plan, number, row, tables, iter(numbers)
         self.shelf = _Shelf(plan)
-        self.steps = self._through()
-        self.ready = deque[Step]()  # steps that nobody was given yet
-        self.under_way = 0  # steps that somebody was given
+        self.passes = self._through()
+        self.ready = deque[VideoJob]()  # that do not run yet
+        self.under_way = 0  # jobs that run
+        self.last_worker = ""  # which has it open
         self.length = 0  # frames
         self.passing = ""  # name of the running pass
         self.behind = 0  # of them, behind the running pass
@@ -340,21 +354,21 @@ class Video:
         return {key: self.shelf.known[key] for key in self._source_keys if key in self.shelf.known}
 
     def adopt(self, made: Collection[str]) -> bool:
-        """Leave out ready steps that have nothing left to do, because another video needed the same; returns whether there were any.
+        """Drop ready jobs that have nothing left to do, because another video needed the same; return whether there were any.
 
         `made`: keys of all that came back in this execution, among them some that were not finished.
         """
-        new = {key for step in self.ready for key in step.keys if key in made and key not in self._looked_up}
+        new = {key for job in self.ready for key in job.keys if key in made and key not in self._looked_up}
         if not new:
             return False
         self._looked_up |= new
         self.shelf.known |= self.plan.store.lookup(new)
-        left = [step for step in self.ready if not step.keys or any(key not in self.shelf.known for key in step.keys)]
+        left = [job for job in self.ready if not job.keys or any(key not in self.shelf.known for key in job.keys)]
         fewer = len(left) < len(self.ready)
         self.ready = deque(left)
         return fewer
 
-    def _through(self) -> Steps:
+    def _through(self) -> Passes:
         while True:
             try:
                 yield from self._passes()
@@ -362,7 +376,7 @@ class Video:
             except Damaged as damaged:
                 self.shelf.damaged(damaged)
 
-    def _passes(self) -> Steps:
+    def _passes(self) -> Passes:
         plan, row, output = self.plan, self.row, self.plan.configs.output
         (probed,) = yield from self._make([Probing(number=self._number(), row=row, key=plan.probe_key(row))])
         table = self._tables.table(probed)
@@ -371,7 +385,7 @@ class Video:
             delivery = deliver(table, output)
             copied = deliver(table, output, copied=True) if copies_video(table) else None
         except ItemError as error:
-            raise StepFailed("probe", str(error), remembered=True) from None
+            raise VideoFailedError("probe", str(error), remembered=True) from None
         self._check_room(table)
         sound = None
         if tracks := tuple(track.index for track in delivery.converted):
@@ -428,32 +442,32 @@ class Video:
 
     def _make(
         self, units: Sequence[Unit], facts: dict[str, Mapping[str, Array]] | None = None
-    ) -> Generator[list[Step], None, list[Artifact]]:
+    ) -> Generator[list[VideoJob], None, list[Artifact]]:
         """Have made what is not there; returns the artifacts of all units, and adds to `facts` what they say, by key."""
         known = self.shelf.known
         self.shelf.expect(unit.key for unit in units)
         for unit in units:
             if (found := known.get(unit.key)) and found.failed:
-                raise StepFailed(found.stage, found.reason, remembered=True)
-        steps = [Step(self, unit.name, unit.part, unit) for unit in units if unit.key not in known]
-        self.behind, self.passing = self.length - sum(step.frames for step in steps), units[0].name
-        if steps:
-            yield steps
-        _raise(steps)
-        for step in steps:
-            if facts is not None and step.unit and step.result.facts:
-                facts[step.unit.key] = step.result.facts
+                raise VideoFailedError(found.stage, found.reason, remembered=True)
+        jobs = [UnitJob.of(unit, self.number, self.plan) for unit in units if unit.key not in known]
+        self.behind, self.passing = self.length - sum(job.frames for job in jobs), units[0].name
+        if jobs:
+            yield [*jobs]
+        _raise(self.row.id, jobs)
+        for job in jobs:
+            if facts is not None and job.result.facts:
+                facts[job.unit.key] = job.result.facts
         artifacts = [known[unit.key] for unit in units]
         for artifact in artifacts:
             if artifact.failed:  # by another video that needed the same
-                raise StepFailed(artifact.stage, artifact.reason, remembered=True)
+                raise VideoFailedError(artifact.stage, artifact.reason, remembered=True)
         if facts is not None:
             for artifact in artifacts:
                 if artifact.key not in facts:
                     facts[artifact.key] = {name: self.plan.store.read(artifact, name) for name in SEGMENT_FACTS}
         return artifacts
 
-    def _source_side(self) -> Steps:
+    def _source_side(self) -> Passes:
         plan, item = self.plan, source_item(self.plan, self.row)
         works = plan.source_graph().works(item)
         self._source_keys = tuple({work.key: work for work in works.values()})
@@ -461,19 +475,26 @@ class Video:
         known = self._known_of_source()
         failed = {key: (artifact.stage, artifact.reason) for key, artifact in known.items() if artifact.failed}
         if failed:
-            raise StepFailed(*failure(item, works, failed), remembered=True)
+            raise VideoFailedError(*failure(item, works, failed), remembered=True)
         if len(known) < len(self._source_keys):
             unit = SourceSide(number=self._number(), row=self.row, key="", source=known, made=self._source_keys)
-            step = Step(self, unit.name, unit.part, unit)
-            yield [step]
-            _raise([step])
+            job = UnitJob.of(unit, self.number, self.plan)
+            yield [job]
+            _raise(self.row.id, [job])
 
-    def _write(self, name: str, work: Callable[[], Path]) -> Generator[list[Step], None, Path]:
+    def _write(self, name: str, work: Callable[[], Path]) -> Generator[list[VideoJob], None, Path]:
         """A piece of work of this process, which writes the output."""
         written: list[Path] = []
-        step = Step(self, name, self.row.id, work=lambda: written.append(work()))
-        yield [step]
-        _raise([step])
+        job = FolderJob(
+            number=self._number(),
+            group=self.number,
+            name=name,
+            subject=self.row.id,
+            work=lambda: written.append(work()),
+            store=self.plan.store.url,
+        )
+        yield [job]
+        _raise(self.row.id, [job])
         return written[0]
 
     def _frames(self, segments: Sequence[Segment], facts: Mapping[str, Mapping[str, Array]]) -> tuple[Array, dict[int, Sequence[str]]]:
@@ -485,7 +506,7 @@ class Video:
         states = np.concatenate([facts[unit.key]["state"] for unit in segments])
         if reasons and not (states == SWAPPED).any():
             (stage, reason), _ = Counter(map(tuple, reasons.values())).most_common(1)[0]
-            raise StepFailed(stage, f"no frame could be swapped: {reason}")
+            raise VideoFailedError(stage, f"no frame could be swapped: {reason}")
         return states, reasons
 
     @property
@@ -493,14 +514,14 @@ class Video:
         return self.plan.folder.outputs / f"{self.row.id}.out"  # its container gives the suffix
 
     def _check_room(self, table: FrameTable) -> None:
-        """Raise StepFailed if the video's files have no room or no place."""
+        """Raise VideoFailedError if the video's files have no room or no place."""
         plan, row = self.plan, self.row
         outputs = [plan.folder.outputs / f"{row.id}.{kind}" for kind in ("mp4", "mkv")]
         if blocked := blocked_places({row.id: [*outputs, plan.folder.frames_file(row.id)]}):
-            raise StepFailed("output", blocked[row.id], remembered=True)
+            raise VideoFailedError("output", blocked[row.id], remembered=True)
         size = VIDEO_BYTES * table.width * table.height * len(table)
         if problem := lacking_room(plan.folder, plan.store, size, 0):
-            raise StepFailed("output", problem, remembered=True)
+            raise VideoFailedError("output", problem, remembered=True)
 
     def _sound(self, tracks: Sequence[int], made: Artifact | None) -> Sound | None:
         """The converted tracks. Raises Damaged."""
@@ -523,15 +544,15 @@ class Video:
         row.note = "; ".join([*self._notes, *left_out])
 
 
-def _raise(steps: Sequence[Step]) -> None:
-    """Raise what went wrong with steps: StepCrashed or StepFailed, or Damaged where nothing else did."""
-    for step in sorted(steps, key=lambda step: step.result.damaged is not None):
-        result = step.result
+def _raise(video: str, jobs: Sequence[VideoJob]) -> None:
+    """Raise what went wrong with jobs: VideoCrashError or VideoFailedError, or Damaged where nothing else did."""
+    for job in sorted(jobs, key=lambda job: job.result.damaged is not None):
+        result = job.result
         if result.crash:
-            where = step.part.removeprefix(step.video.row.id).strip()
-            raise StepCrashed(result.stage or step.name, where, result.crash, result.broken)
+            where = job.subject.removeprefix(video).strip()
+            raise VideoCrashError(result.stage or job.name, where, result.crash, result.broken)
         if result.reason:
-            raise StepFailed(result.stage, result.reason, remembered=step.unit is not None and not result.computed)
+            raise VideoFailedError(result.stage, result.reason, remembered=isinstance(job, UnitJob) and not result.computed)
         if result.damaged:
             raise Damaged(*result.damaged)
 

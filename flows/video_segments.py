@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from e4s_models.regions import INNER_FACE
-from flows.video_plan import FRAME_RESULT, Recipe
-from flows.video_units import FAILED, PASSED, SEGMENT_FACTS, SWAPPED, Desk, Notes, Stretch, Unit, UnitResult, on_gpu_of, plainly
+from flows.execution.jobs import JobReporter
+from flows.stages import FRAME_RESULT
+from flows.video_recipe import Recipe
+from flows.video_units import FAILED, PASSED, SEGMENT_FACTS, SWAPPED, Desk, Stretch, Unit, on_gpu_of, run_stage
 from storage.keys import digest, digest_bytes
 from storage.store import Artifact
 from tasks.graph import Item, Ref
-from tasks.runner import ChunkJob, ChunkResult, Worker, run_chunk
+from tasks.runner import ChunkJob, JobResult, Worker, run_chunk
 from tasks.stage import Array, ItemError, Outputs, PassingError
 from tasks.steady import aligned
 from tasks.tune import tune_faces
@@ -40,8 +42,8 @@ class Segment(Stretch):
     def on_gpu(self, recipe: Recipe) -> bool:
         return on_gpu_of(recipe.graph)
 
-    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
-        return _Group(desk, self, notes, result).encode(self.start, self.stop)
+    def make(self, desk: Desk, reporter: JobReporter, result: JobResult) -> Outputs:
+        return _Group(desk, self, reporter, result).encode(self.start, self.stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +58,15 @@ class Tuning(Unit):
     def on_gpu(self, recipe: Recipe) -> bool:
         return on_gpu_of(recipe.graph)
 
-    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
-        return _Faces(desk, self, notes, result).tune()
+    def make(self, desk: Desk, reporter: JobReporter, result: JobResult) -> Outputs:
+        return _Faces(desk, self, reporter, result).tune()
 
 
 class _OnFrames:
     """Frames of one video that go through the stages."""
 
-    def __init__(self, desk: Desk, unit: Segment | Tuning, worker: Worker, notes: Notes, result: UnitResult) -> None:
-        self.desk, self.unit, self.worker, self.notes, self.result = desk, unit, worker, notes, result
+    def __init__(self, desk: Desk, unit: Segment | Tuning, worker: Worker, reporter: JobReporter, result: JobResult) -> None:
+        self.desk, self.unit, self.worker, self.reporter, self.result = desk, unit, worker, reporter, result
         self.recipe, self.graph = desk.recipe, desk.recipe.graph
         self.table, self.way = desk.tables.table(unit.table), desk.tables.way(unit.way)
         self.playhead = desk.playhead(unit.row, self.table)
@@ -77,11 +79,11 @@ class _OnFrames:
         steady = self.desk.steady(self.unit.way, self.way)
         self.known = steady.group(start, stop, lambda first, last: self.watched(self.playhead.frames(first, last)))
         for node, (count, seconds) in steady.spent.items():
-            self.result.add(node, count, seconds)
+            self.result.count(node, count, seconds)
 
     def watched(self, frames: Iterable[PlanarFrame]) -> Iterator[PlanarFrame]:
         for frame in frames:
-            self.notes.within(self.begun / self.all)
+            self.reporter.progress(self.begun / self.all)
             yield frame
 
     def stills(self, start: int, stop: int) -> list[Still]:
@@ -106,23 +108,23 @@ class _OnFrames:
 
     def carry(
         self, items: Mapping[int, Item], given: Mapping[str, Outputs], stills: Sequence[Still], start: int
-    ) -> tuple[dict[str, Outputs], ChunkResult]:
+    ) -> tuple[dict[str, Outputs], JobResult]:
         """What the worker's final nodes made, by key, and what became of the items. Raises PassingError for a lack of memory or a file."""
         worker, made = self.worker, dict[str, Outputs]()
         worker.opened = {item.images["target"].sha256: stills[frame - start] for frame, item in items.items()}
         worker.given, worker.sink = given, made.__setitem__
         done, share = self.begun / self.all, len(stills) / self.all
-        worker.notify = lambda part: self.notes.within(done + share * part)
+        worker.notify = lambda part: self.reporter.progress(done + share * part)
         # What is found damaged of the source's side is made again, and published whatever the retention.
         job = ChunkJob(start, list(items.values()), self._artifacts(list(items.values())), shared=frozenset(self.source))
         try:
-            chunk = run_chunk(worker, job, plainly)
+            chunk = run_chunk(worker, job, run_stage)
         finally:
             worker.opened, worker.given = {}, {}
         again = {artifact.key: artifact for artifact in chunk.artifacts if artifact.key in self.source}
         self.source |= again
         self.result.artifacts += again.values()
-        self.result.take(chunk)
+        self.result.include(chunk)
         passing = chunk.failed.keys() - {artifact.key for artifact in (*chunk.artifacts, *job.known.values()) if artifact.failed}
         if passing:
             raise PassingError(chunk.failed[min(passing)][1])
@@ -132,15 +134,15 @@ class _OnFrames:
         if self.worker.keep != "all":
             return self.source
         keys = {work.key for item in items for work in self.graph.works(item).values()}
-        self.notes.uses(keys)
+        self.reporter.uses(keys)
         return self.source | self.desk.store.lookup(keys)
 
 
 class _Faces(_OnFrames):
     """A few driven faces of a video, which its generator is tuned to."""
 
-    def __init__(self, desk: Desk, unit: Tuning, notes: Notes, result: UnitResult) -> None:
-        super().__init__(desk, unit, desk.driving_worker, notes, result)
+    def __init__(self, desk: Desk, unit: Tuning, reporter: JobReporter, result: JobResult) -> None:
+        super().__init__(desk, unit, desk.driving_worker, reporter, result)
         tune = self.graph.all_nodes["tune"]
         self._reads = {read: self.graph.wire(tune, read).split(".") for read in self.graph.reads("tune")}  # -> node, output
 
@@ -161,7 +163,7 @@ class _Faces(_OnFrames):
             raise ItemError(f"the generator could not be tuned, since none of {len(frames)} frames will do: {reason}")
         began = time.perf_counter()
         outputs = tune_faces(self.desk.worker.model("tune"), self.graph.configs["tune"], faces)
-        self.result.add("tune", len(faces), time.perf_counter() - began)
+        self.result.count("tune", len(faces), time.perf_counter() - began)
         return outputs
 
     def _driven(self, frame: int) -> dict[str, Array] | str:
@@ -180,8 +182,8 @@ class _Faces(_OnFrames):
 class _Group(_OnFrames):
     """One group of pictures: decoded, swapped a few frames at a time, encoded as it goes."""
 
-    def __init__(self, desk: Desk, unit: Segment, notes: Notes, result: UnitResult) -> None:
-        super().__init__(desk, unit, desk.worker, notes, result)
+    def __init__(self, desk: Desk, unit: Segment, reporter: JobReporter, result: JobResult) -> None:
+        super().__init__(desk, unit, desk.worker, reporter, result)
         self.all = unit.frames
         if unit.tuning:
             self.tuning = unit.tuning.key, desk.tables.tuning(unit.tuning)

@@ -6,26 +6,26 @@ process keeps between units (models, open videos, tables) is its `Desk`; nothing
 
 from __future__ import annotations
 
-import errno
 import io
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from e4s_models.weights import WeightsError
-from flows.video_plan import Recipe
+from flows.execution.jobs import JobReporter
+from flows.video_recipe import Recipe
 from storage.parquet import read_parquet
 from storage.store import Artifact, Damaged, Finished, Store, StoreError
 from storage.video_run import VideoRow
 from tasks.frame import ImageFile, hash_file
 from tasks.graph import Graph, Item, UsageError
-from tasks.runner import ChunkJob, ChunkResult, DiskFull, Keep, Worker, run_chunk
+from tasks.runner import ChunkJob, DiskFull, JobResult, Keep, ProgramError, Worker, raise_if_full, run_chunk
 from tasks.stage import Array, ItemError, Outputs, PassingError
 from tasks.steady import Steady
 from tasks.video_pass import (
@@ -50,57 +50,6 @@ HELD = 4  # tables and courses that a process keeps
 OPEN = 2  # videos that it keeps open
 
 Thing = TypeVar("Thing")
-
-
-class Notes(Protocol):
-    """Told how a unit goes on. May raise KeyboardInterrupt when the run was stopped."""
-
-    @property
-    def worker(self) -> str:
-        """Name of the worker process; "" in the planning process."""
-        ...
-
-    def within(self, share: float) -> None: ...
-    def uses(self, keys: Collection[str]) -> None: ...
-
-
-class ProgramError(Exception):
-    """A stage was stopped by a program error: its traceback."""
-
-
-@dataclass
-class UnitResult:
-    """What became of a unit, in small facts: values are in the store."""
-
-    artifacts: list[Artifact] = field(default_factory=list)  # that it finished
-    facts: dict[str, Array] = field(default_factory=dict)  # of a segment: its SEGMENT_FACTS
-    computed: dict[str, int] = field(default_factory=dict)  # executions by node, or by the unit's own name
-    seconds: dict[str, float] = field(default_factory=dict)  # of these
-    spent: float = 0.0  # s from begin to end
-    repaired: list[str] = field(default_factory=list)  # sentences about damaged artifacts that were computed again
-    damaged: tuple[Artifact, str] | None = None  # something it reads, which others must make again, and the sentence
-    stage: str = ""  # where it failed
-    reason: str = ""
-    crash: str = ""  # traceback of a program error; `stage` says where
-    broken: bool = False  # by something that is no video's fault: a model that cannot be loaded
-    place: str = ""  # name of the worker process, where there are several
-
-    @property
-    def good(self) -> bool:
-        return not (self.damaged or self.reason or self.crash)
-
-    def take(self, chunk: ChunkResult) -> None:
-        """Note what a chunk of frames did. Raises ProgramError if a program error stopped it."""
-        self.repaired += chunk.repaired
-        for node, count in chunk.computed.items():
-            self.add(node, count, chunk.seconds[node])
-        if chunk.crash:
-            self.stage, self.broken = chunk.crash_node, chunk.broken
-            raise ProgramError(chunk.crash)
-
-    def add(self, name: str, count: int, seconds: float) -> None:
-        self.computed[name] = self.computed.get(name, 0) + count
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 class Tables:
@@ -140,7 +89,7 @@ def read_all(store: Store, artifact: Artifact) -> dict[str, Array]:
 
 
 class Desk:
-    """What one process keeps between units: models, loaded once, open videos, tables."""
+    """What one process keeps between units: models, loaded once, open videos, tables. A `JobRunner`."""
 
     def __init__(self, recipe: Recipe, tables: Tables, *, keep: Keep, chunk: int, max_pixels: int, at_once: int) -> None:
         self.recipe, self.tables, self.store = recipe, tables, tables.store
@@ -186,11 +135,15 @@ class Desk:
             self._steady = {artifact.key: Steady(self.worker, way, self.recipe.configs.smooth)}
         return self._steady[artifact.key]
 
-    def carry(self, unit: Unit, notes: Notes) -> UnitResult:
-        """What becomes of a unit. Raises DiskFull, StoreError, and what ends a run with a sentence."""
-        result = outcome_of(unit.name, self.store.url, lambda result: unit.carry(self, notes, result))
-        result.place = notes.worker
-        if not result.good:  # maybe in the middle of a video
+    def prefetch(self, payload: Unit) -> None:
+        """Do nothing: frames are decoded as a unit goes on."""
+
+    def run(self, payload: Unit, reporter: JobReporter) -> JobResult:
+        """Run a unit. Raises DiskFull, StoreError, and what ends a run with a sentence."""
+        result = outcome_of(payload.name, self.store.url, lambda result: payload.run(self, reporter, result))
+        if reporter.worker:
+            result.places = dict.fromkeys(result.computed, reporter.worker)
+        if not result.succeeded:  # maybe in the middle of a video
             self._put_away()
         return result
 
@@ -207,13 +160,13 @@ class Desk:
             self.driving_worker.close()
 
 
-def outcome_of(name: str, where: str, work: Callable[[UnitResult], None]) -> UnitResult:
-    """Do a piece of work and say what came of it.
+def outcome_of(name: str, where: str, work: Callable[[JobResult], None]) -> JobResult:
+    """Do a piece of work and return what came of it.
 
     Raises what is no fault of the program and no item's: DiskFull (`where` is full, if nothing else is known), StoreError, UsageError and
     WeightsError.
     """
-    result, began = UnitResult(), time.perf_counter()
+    result, began = JobResult(), time.perf_counter()
     try:
         work(result)
     except Damaged as damaged:
@@ -235,14 +188,6 @@ def outcome_of(name: str, where: str, work: Callable[[UnitResult], None]) -> Uni
     if name in result.computed:
         result.seconds[name] = result.spent - sum(seconds for node, seconds in result.seconds.items() if node != name)
     return result
-
-
-def raise_if_full(error: OSError, where: str) -> None:
-    """Raise DiskFull if that is what an error means."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DiskFull(
-            f"{error.filename or where}: no space left on the device; free some and repeat the same command (nothing finished is lost)"
-        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,19 +220,19 @@ class Unit:
         """Whether it needs a GPU."""
         return False
 
-    def resent(self) -> Unit:
-        """For another worker, after one that had it was lost."""
+    def for_retry(self) -> Unit:
+        """Return the unit for another worker, after one that had it was lost."""
         return replace(self, again=True)
 
-    def carry(self, desk: Desk, notes: Notes, result: UnitResult) -> None:
+    def run(self, desk: Desk, reporter: JobReporter, result: JobResult) -> None:
         """Make the artifact and publish it, or its failure, which follows from the files. Raises ItemError."""
         if self.again and (there := desk.store.lookup([self.key]).get(self.key)):
             result.artifacts.append(there)
             result.stage, result.reason = (there.stage, there.reason) if there.failed else ("", "")
             return
-        result.add(self.name, 1, 0.0)
+        result.count(self.name, 1, 0.0)
         try:
-            outputs = self.make(desk, notes, result)
+            outputs = self.make(desk, reporter, result)
         except PassingError:
             raise
         except ItemError as error:
@@ -299,7 +244,7 @@ class Unit:
         result.artifacts += desk.store.publish([Finished(self.key, self.name, cast(Any, values))])
         result.facts = {name: value for name, value in outputs.items() if name in self.facts}
 
-    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+    def make(self, desk: Desk, reporter: JobReporter, result: JobResult) -> Outputs:
         """The values. Raises ItemError, PassingError or Damaged."""
         raise NotImplementedError
 
@@ -310,7 +255,7 @@ class Probing(Unit):
 
     name: ClassVar[str] = "probe"
 
-    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+    def make(self, desk: Desk, reporter: JobReporter, result: JobResult) -> Outputs:
         from tasks.video import probe
 
         table = probe(self.row.video, desk.recipe.configs.probe)
@@ -329,7 +274,7 @@ class Sounding(Unit):
     table: Artifact
     tracks: Sequence[int]  # indices
 
-    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+    def make(self, desk: Desk, reporter: JobReporter, result: JobResult) -> Outputs:
         from tasks.video_sound import convert_sound
 
         table = desk.tables.table(self.table)
@@ -356,12 +301,12 @@ class SourceSide(Unit):
     def on_gpu(self, recipe: Recipe) -> bool:
         return on_gpu_of(recipe.source_graph())
 
-    def carry(self, desk: Desk, notes: Notes, result: UnitResult) -> None:
+    def run(self, desk: Desk, reporter: JobReporter, result: JobResult) -> None:
         known = {**self.source, **(desk.store.lookup(self.made) if self.again else {})}
-        desk.source_worker.notify = notes.within
-        chunk = run_chunk(desk.source_worker, ChunkJob(self.number, [source_item(desk.recipe, self.row)], known), plainly)
+        desk.source_worker.notify = reporter.progress
+        chunk = run_chunk(desk.source_worker, ChunkJob(self.number, [source_item(desk.recipe, self.row)], known), run_stage)
         result.artifacts += chunk.artifacts
-        result.take(chunk)
+        result.include(chunk)
         (outcome,) = chunk.outcomes
         result.stage, result.reason = outcome.stage, outcome.reason
 
@@ -394,10 +339,10 @@ class Detecting(Stretch):
 
     name: ClassVar[str] = "detect"
 
-    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+    def make(self, desk: Desk, reporter: JobReporter, result: JobResult) -> Outputs:
         table = desk.tables.table(self.table)
         frames = desk.playhead(self.row, table).frames(self.start, min(self.stop + 1, len(table)))
-        return detect_range(desk.detector, _counted(frames, notes, self.frames), self.start, self.stop)
+        return detect_range(desk.detector, _counted(frames, reporter, self.frames), self.start, self.stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,7 +353,7 @@ class Tracking(Unit):
     table: Artifact
     detected: Sequence[str]  # keys
 
-    def make(self, desk: Desk, notes: Notes, result: UnitResult) -> Outputs:
+    def make(self, desk: Desk, reporter: JobReporter, result: JobResult) -> Outputs:
         row, recipe = self.row, desk.recipe
         table = desk.tables.table(self.table)
         found = desk.store.lookup(self.detected)
@@ -429,11 +374,12 @@ def on_gpu_of(graph: Graph) -> bool:
     return any(graph.device(node.name) != "cpu" for node in graph.nodes)
 
 
-def _counted(frames: Iterable[PlanarFrame], notes: Notes, count: int) -> Iterator[PlanarFrame]:
+def _counted(frames: Iterable[PlanarFrame], reporter: JobReporter, count: int) -> Iterator[PlanarFrame]:
     for number, frame in enumerate(frames):
-        notes.within(number / count)
+        reporter.progress(number / count)
         yield frame
 
 
-def plainly(node: str, work: Callable[[], None]) -> None:
+def run_stage(node: str, work: Callable[[], None]) -> None:
+    """Run a stage on frames: no step of its own, the unit is one."""
     work()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from flows.video_plan import VideoPlan, VideoRequest, make_video_plan
-from flows.video_survey import Stand, Survey
+from flows.video_survey import VideoKeys, VideoLookup
 from flows.why import AGAIN, NEW, UNFINISHED, Reason, computed_again, nodes_above, part_changes, print_reasons, request_again, stage_changes
 from storage.video_run import VideoRow, VideoRunFolder
 from tasks.graph import Work
@@ -67,7 +67,7 @@ class _Explained:
 
     def __init__(self, plan: VideoPlan) -> None:
         self._plan = plan
-        self._survey = Survey(plan, [plan.rows[video] for video in plan.todo])
+        self._lookup = VideoLookup(plan, plan.store, [plan.rows[video] for video in plan.todo], plan.before, plan.previous)
         videos = plan.previous.get("videos", {})
         self._changes = _pass_changes(videos["prints"], plan.prints) if videos else {}
         before = {"sound": EncodeConfig.sound, **videos.get("output", {})}  # older runs do not name it
@@ -82,13 +82,13 @@ class _Explained:
     def reasons(self) -> list[Reason]:
         seen: set[str] = set()  # work on sources that several videos share
         for video in self._plan.todo:
-            row, stand = self._plan.rows[video], self._survey.stands[video]
+            row, stand = self._plan.rows[video], self._lookup.videos[video]
             left = self._left(stand)
             for name, keys in left.items():
                 first = next((above for above in _ABOVE[name] if above in left), "")
                 for key in [""] if keys is None else keys:
                     self._note(name, self._why(name, row, key, first), not key)
-            works = self._survey.source_left(stand)
+            works = self._lookup.source_left(stand)
             for work in works:
                 if work.key not in seen:
                     seen.add(work.key)
@@ -98,7 +98,7 @@ class _Explained:
         order = ["probe", *(f"{node.name} (source)" for node in self._plan.graph.nodes), "detect", "track", "tuning", "segment", "join"]
         return sorted(self._found.values(), key=lambda reason: order.index(reason.node))
 
-    def _left(self, stand: Stand) -> dict[str, list[str] | None]:
+    def _left(self, stand: VideoKeys) -> dict[str, list[str] | None]:
         """Pass -> keys of what is to be made; None where they are not known yet. Passes that are finished are left out."""
         keys: dict[str, list[str] | None] = {
             "probe": [stand.probe],
@@ -107,7 +107,7 @@ class _Explained:
             "tuning": [] if "tuning" not in self._plan.prints else None if stand.tuning is None else [stand.tuning] if stand.tuning else [],
             "segment": stand.segments,
         }
-        left = {name: None if of is None else [key for key in of if not self._survey.is_there(key)] for name, of in keys.items()}
+        left = {name: None if of is None else [key for key in of if not self._lookup.is_there(key)] for name, of in keys.items()}
         return {name: of for name, of in left.items() if of is None or of}
 
     def _note(self, name: str, why: str, more: bool = False) -> None:
@@ -145,8 +145,8 @@ class _Explained:
         """Why an artifact whose key is the same as before is not there."""
         if row.attempts or (before and before.status == "failed"):
             return AGAIN
-        if key in self._survey.gone:
-            return self._survey.gone[key]
+        if key in self._lookup.gone:
+            return self._lookup.gone[key]
         return "missing from the store" if before and before.status == "done" and before.key == row.key else UNFINISHED
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.engine import Summary
+from flows.execution.summary import Summary
 from flows.pairs import conclude
 from flows.plan import Retry
 from flows.progress import counted
-from flows.step import run_flow, run_step
+from flows.step import run_as_prefect_task, run_flow
 from flows.tracking import Once
 from flows.video_engine import Frames, execute_videos
 from flows.video_plan import VideoKeep, VideoPlan, VideoRequest, make_video_plan
@@ -78,17 +78,12 @@ def _plan_and_carry_out(request: VideoRequest) -> Summary:
     plan = make_video_plan(request)
     try:
         with counted("frames") as progress:
-            return execute_videos(plan, progress, part_task)
+            return execute_videos(plan, progress, run_as_prefect_task)
     finally:
         plan.close()
 
 
-def part_task(part: str, name: str, work: Callable[[], None]) -> None:
-    """One pass on one part of a video as a Prefect task."""
-    run_step(name, f"{name} of {part}", work)
-
-
 def run_planned(plan: VideoPlan, frames: Frames) -> Summary:
     """Run the flow on a plan that was made already; `PREFECT_API_URL` must point at a server. Without one the work is done all the same."""
-    work = _planned[plan.request.run] = Once(partial(execute_videos, plan, frames, part_task))
+    work = _planned[plan.request.run] = Once(partial(execute_videos, plan, frames, run_as_prefect_task))
     return run_flow(partial(videos, **asdict(plan.request)), work)

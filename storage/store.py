@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +42,8 @@ ARRAY_SCHEMA = pa.schema(
 )
 
 BEGUN_FILE = "begun.json"  # what the store was begun with
+
+MAX_REPAIRS = 3  # times that one process computes the same artifact again because it was found damaged
 
 SHARD_BYTES = 64_000_000  # of arrays that were read and are kept for the next reading
 
@@ -106,6 +108,7 @@ class Store:
         self.files = Files(url)
         self.index = Index(self.files)
         self.runs = Runs(self.files)
+        self._repairs = Counter[str]()  # by key, of this process
         self._shards: dict[str, pa.Table] = {}
         self._shards_lock = Lock()  # threads read one store
 
@@ -234,6 +237,21 @@ class Store:
         rows = [{"key": artifact.key, "stage": artifact.stage, "part": artifact.part} for artifact in artifacts]
         if rows:
             self.index.cancel(pa.Table.from_pylist(rows), "void")
+
+    def cancel_damaged(self, damaged: Damaged) -> None:
+        """Cancel a damaged artifact so that it is computed again.
+
+        Every repair loop calls this, so it holds their one limit: StoreError after MAX_REPAIRS repairs of one key. Where what was just
+        written is damaged again each time, disk or memory is broken and the loop would never end.
+        """
+        key = damaged.artifact.key
+        self._repairs[key] += 1
+        if self._repairs[key] > MAX_REPAIRS:
+            raise StoreError(
+                f"{damaged}; it was computed again {MAX_REPAIRS} times and damaged each time: "
+                "check the disk and the memory of this machine, then repeat the same command (nothing finished is lost)"
+            )
+        self.void(damaged.artifact)
 
     def register(self, run: str | Path, keys: Iterable[str], *, unfolding: bool = False, temporary: bool = False) -> Lease:
         """Say that a run is at work here and may use these keys: nothing of them is pruned until the lease is closed.

@@ -25,7 +25,7 @@ from storage.keys import digest
 from storage.store import Artifact, Damaged, Finished, Store, StoreError
 from tasks.frame import MAX_PIXELS, Frame, ImageFile
 from tasks.graph import Graph, Image, Item, Ref, Work, needed
-from tasks.stage import Inputs, ItemError, Outputs, PassingError
+from tasks.stage import Array, Inputs, ItemError, Outputs, PassingError
 
 Keep = Literal["all", "resume", "final"]
 PUBLISH_BYTES = 100_000_000  # of decoded values that a stage gathers before it publishes them
@@ -74,18 +74,54 @@ class Outcome:
 
 
 @dataclass
-class ChunkResult:
-    outcomes: list[Outcome]
-    artifacts: list[Artifact]  # published by this chunk
-    computed: dict[str, int]  # stage executions by node
-    seconds: dict[str, float]  # compute by node
-    repaired: list[str]  # sentences about damaged artifacts that were computed again
-    crash: str = ""  # traceback of a program error that stopped the chunk
-    crash_node: str = ""  # where
+class JobResult:
+    """What became of a job, in small facts: values are in the store. It may come from another process."""
+
+    outcomes: list[Outcome] = field(default_factory=list)  # of a chunk: one per item
+    artifacts: list[Artifact] = field(default_factory=list)  # published by this job
+    facts: dict[str, Array] = field(default_factory=dict)  # small outputs that the planning process needs at once
+    computed: dict[str, int] = field(default_factory=dict)  # executions by node, or by the job's own name
+    seconds: dict[str, float] = field(default_factory=dict)  # compute of these
+    spent: float = 0.0  # s from begin to end
+    repaired: list[str] = field(default_factory=list)  # sentences about damaged artifacts that were computed again
+    damaged: tuple[Artifact, str] | None = None  # something it reads, which other jobs must make again, and the sentence
+    stage: str = ""  # where it failed or crashed
+    reason: str = ""  # why it failed as a whole
+    crash: str = ""  # traceback of a program error that stopped it
     broken: bool = False  # by something that is no item's fault: a model that cannot be loaded
     failed: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # key -> (stage, reason), remembered failures included
     lost: list[str] = field(default_factory=list)  # keys found damaged that must be made by nodes outside the job's
     places: dict[str, str] = field(default_factory=dict)  # name of the worker process by node, where there are several
+
+    @property
+    def succeeded(self) -> bool:
+        return not (self.damaged or self.reason or self.crash)
+
+    def count(self, name: str, executions: int, seconds: float) -> None:
+        """Add executions of a node, or of the job itself, and the time they took."""
+        self.computed[name] = self.computed.get(name, 0) + executions
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def include(self, part: JobResult) -> None:
+        """Add what a part of the job did to its counts. Raises ProgramError if a program error stopped the part."""
+        self.repaired += part.repaired
+        for node, executions in part.computed.items():
+            self.count(node, executions, part.seconds[node])
+        if part.crash:
+            self.stage, self.broken = part.stage, part.broken
+            raise ProgramError(part.crash)
+
+
+class ProgramError(Exception):
+    """A job was stopped by a program error: its traceback."""
+
+
+def raise_if_full(error: OSError, where: str) -> None:
+    """Raise DiskFull if that is what an error means; `where` is full if the error names no file."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFull(
+            f"{error.filename or where}: no space left on the device; free some and repeat the same command (nothing finished is lost)"
+        ) from None
 
 
 class Root(Protocol):
@@ -230,16 +266,17 @@ def compute_halved(run: Callable[[Sequence[Inputs]], Sequence[Outputs | ItemErro
     return [*compute_halved(run, batch[:half]), *compute_halved(run, batch[half:])]
 
 
-def run_chunk(worker: Worker, job: ChunkJob, call: Call) -> ChunkResult:
-    """Carry one chunk as far as it goes. Only DiskFull and interruption leave as exceptions."""
+def run_chunk(worker: Worker, job: ChunkJob, call: Call) -> JobResult:
+    """Run one chunk as far as it goes, in this process.
+
+    What is finished is published whatever happens. Program errors are part of the result; DiskFull, StoreError and interruption leave as
+    exceptions.
+    """
     run = _ChunkRun(worker, job)
     try:
         run.carry_through(call)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"{worker.store.url}: no space left on the device; free some and repeat the same command (nothing finished is lost)"
-            ) from None
+        raise_if_full(error, worker.store.url)
         run.result.crash = traceback.format_exc()
     except StoreError:
         raise  # no fault of the program: the run stops with the sentence
@@ -265,7 +302,7 @@ class _ChunkRun:
         self.spent: dict[str, float] = defaultdict(float)  # key -> seconds
         self.notes: dict[str, str] = {}  # by key, of work that was computed
         self.pending: list[Future[list[Artifact]]] = []
-        self.result = ChunkResult([], [], defaultdict(int), defaultdict(float), [])
+        self.result = JobResult()
         works, self.finals, self.works = worker.works(job)
         self.handed = _handed_on(self.works, job.nodes)
         self.final_nodes = {node for node, _ in self.graph.wanted}
@@ -287,7 +324,7 @@ class _ChunkRun:
             except Damaged as damaged:
                 self.damaged = None
                 self._settle()
-                self.store.void(damaged.artifact)
+                self.store.cancel_damaged(damaged)
                 self.known.pop(damaged.artifact.key, None)
                 self.result.repaired.append(f"{damaged}; computing it again")
                 self.values.clear()  # what was dropped may be needed again: start over from what is published
@@ -303,7 +340,7 @@ class _ChunkRun:
         self.last_reader = {ref: node for node, works in by_node.items() for work in works for ref in work.reads.values()}
         for node in self.graph.nodes:
             if works := by_node[node.name]:
-                self.result.crash_node = node.name
+                self.result.stage = node.name
                 call(node.name, partial(self._run_node, node.name, works))
                 if self.damaged:
                     raise self.damaged
@@ -337,8 +374,7 @@ class _ChunkRun:
                 began = time.perf_counter()
                 outputs = self.worker.compute(node, inputs)
                 seconds = time.perf_counter() - began
-                self.result.seconds[node] += seconds
-                self.result.computed[node] += len(batch)
+                self.result.count(node, len(batch), seconds)
                 for work, output in zip(batch, outputs, strict=True):
                     self.spent[work.key] = seconds / len(batch)
                     taken = self._take(node, work, output)
@@ -421,7 +457,7 @@ class _ChunkRun:
                 self.result.artifacts += future.result()
                 self.known |= {artifact.key: artifact for artifact in future.result() if not artifact.failed}
         if not self.result.crash:
-            self.result.crash_node = ""
+            self.result.stage = ""
         charged: set[str] = set()
         self.result.failed = self.failed
         for item in self.job.items:
@@ -451,7 +487,7 @@ def notes_of(graph: Graph, store: Store, works: Mapping[Ref, Work], known: Mappi
     return "; ".join(filter(None, notes))
 
 
-def singles(graph: Graph, job: ChunkJob, result: ChunkResult, first_number: int) -> list[ChunkJob]:
+def singles(graph: Graph, job: ChunkJob, result: JobResult, first_number: int) -> list[ChunkJob]:
     """Return the items that a crashed chunk left, each as a job of its own: only the culprit is stopped by the program error again.
 
     What several of them read is made once, since whatever one finishes the others know by `ChunkJob.shared`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,16 @@ def test_imports_point_one_way(path: Path) -> None:
     if package != "flows":
         assert not found & {"prefect", "dask", "distributed"}
     assert "torchvision" not in found
+
+
+def test_execution_knows_no_planner() -> None:
+    """What runs jobs serves pairs, videos and evaluation alike: of `flows` it knows only itself, and how a process is started."""
+    allowed = re.compile(r"flows\.(execution(\.\w+)?|environment)")
+    for path in (ROOT / "flows/execution").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        assert not [name for name in modules if name.startswith("flows") and not allowed.fullmatch(name)], path.name
 
 
 def test_planning_modules_load_neither_torch_nor_prefect() -> None:

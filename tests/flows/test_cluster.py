@@ -25,13 +25,15 @@ from distributed import Client
 
 from benchmarks.cheap import PAIR_STAGES, make_inputs
 from benchmarks.killing import keys_twice
-from flows.cluster import make_kit, parts
-from flows.engine import Summary, execute
-from flows.plan import PAIR_NODES, PAIR_RESULT, Plan, Request, make_plan
+from flows.engine import execute, make_run_context
+from flows.execution.dask_worker import RunContext, check_compatibility
+from flows.execution.graph_jobs import split_by_device
+from flows.execution.summary import Summary
+from flows.execution.worker_pool import ClusterError, local_workers
+from flows.plan import Plan, Request, make_plan
 from flows.profiles import make_settings
 from flows.progress import Lines
-from flows.remote import Kit, examine
-from flows.workers import ClusterError, own_workers
+from flows.stages import PAIR_NODES, PAIR_RESULT
 from storage.run import Row, RunFolder
 from storage.store import Store
 from tasks.graph import Graph, UsageError
@@ -92,14 +94,14 @@ def request(inputs: tuple[str, str], run: Path, **changes: Any) -> Request:
 
 
 def carry_out(wanted: Request, progress: Lines | None = None, calls: list[tuple[int, str]] | None = None) -> Summary:
-    def call(chunk: int, name: str, work: Callable[[], None]) -> None:
+    def hook(name: str, subject: str, work: Callable[[], None]) -> None:
         if calls is not None:
-            calls.append((chunk, name))
+            calls.append((int(subject.removeprefix("chunk ")), name))
         work()
 
     plan = make_plan(wanted)
     try:
-        return execute(plan, progress or Told(), call)
+        return execute(plan, progress or Told(), hook)
     finally:
         plan.close()
 
@@ -172,7 +174,7 @@ def test_damage_between_parts_is_made_again_by_the_part_that_made_it(
 ) -> None:
     hit = []
 
-    def flip(chunk: int, name: str, work: Callable[[], None]) -> None:
+    def flip(name: str, subject: str, work: Callable[[], None]) -> None:
         work()
         if name == "swap" and not hit:
             store = Store(str(tmp_path / "store"))
@@ -233,7 +235,7 @@ def test_a_scheduler_that_comes_back_costs_nothing_that_is_finished(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flows.workers.LOSSES", 1)  # a lost scheduler is no lost worker
+    monkeypatch.setattr("flows.execution.worker_pool.MAX_WORKER_LOSSES", 1)  # a lost scheduler is no lost worker
     first, _ = fragile.ready("before")
     restarted = []
 
@@ -367,33 +369,35 @@ def test_threads_of_the_computing_libraries(inputs: tuple[str, str], tmp_path: P
 
 
 @pytest.fixture
-def planned(inputs: tuple[str, str], tmp_path: Path) -> Iterator[tuple[Plan, Kit]]:
+def planned(inputs: tuple[str, str], tmp_path: Path) -> Iterator[tuple[Plan, RunContext]]:
     plan = make_plan(request(inputs, tmp_path))
-    kit = make_kit(plan)
+    kit = make_run_context(plan)
     plan.store.files.write(f"probe/{kit.run}", kit.run.encode())
     yield plan, kit
     plan.close()
 
 
-def test_the_handshake_names_what_differs(planned: tuple[Plan, Kit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handshake_names_what_differs(planned: tuple[Plan, RunContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, kit = planned
-    align = kit.prints["align"]
+    align = kit.fingerprints["align"]
 
-    def other(group: str, **changes: str) -> Kit:
-        return replace(kit, prints={**kit.prints, "align": {**align, group: {**align[group], **changes}}})
+    def other(group: str, **changes: str) -> RunContext:
+        return replace(kit, fingerprints={**kit.fingerprints, "align": {**align, group: {**align[group], **changes}}})
 
     assert "numpy" in align["libraries"]
-    assert "numpy 2" in examine(other("libraries", numpy="1.0"), False)
-    assert "face_parser None there, 468e13ca in this run" in examine(other("weights", face_parser="468e13ca"), False)
-    assert "its program differs" in examine(replace(kit, source="0" * 64), False)
-    assert "does not see the store" in examine(replace(kit, store=str(tmp_path / "elsewhere")), False)
-    assert "does not see the inputs" in examine(replace(kit, picture=("/nowhere/a.png", "0" * 64)), False)
-    assert "holds something else there" in examine(replace(kit, picture=(kit.picture[0], "0" * 64)), False)
+    assert "numpy 2" in check_compatibility(other("libraries", numpy="1.0"), False)
+    assert "face_parser None there, 468e13ca in this run" in check_compatibility(other("weights", face_parser="468e13ca"), False)
+    assert "its program differs" in check_compatibility(replace(kit, program="0" * 64), False)
+    assert "does not see the store" in check_compatibility(replace(kit, store=str(tmp_path / "elsewhere")), False)
+    assert "does not see the inputs" in check_compatibility(replace(kit, picture=("/nowhere/a.png", "0" * 64)), False)
+    assert "holds something else there" in check_compatibility(replace(kit, picture=(kit.picture[0], "0" * 64)), False)
     cuda = replace(
-        kit, settings=replace(kit.settings, device="cuda"), prints={**kit.prints, "swap": {**kit.prints["swap"], "device": "cuda"}}
+        kit,
+        settings=replace(kit.settings, device="cuda"),
+        fingerprints={**kit.fingerprints, "swap": {**kit.fingerprints["swap"], "device": "cuda"}},
     )
-    assert "torch finds no CUDA device" in examine(cuda, True)
-    assert examine(kit, True) == ""
+    assert "torch finds no CUDA device" in check_compatibility(cuda, True)
+    assert check_compatibility(kit, True) == ""
 
 
 def test_missing_weights_are_found_by_the_handshake(inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,13 +405,13 @@ def test_missing_weights_are_found_by_the_handshake(inputs: tuple[str, str], tmp
     plan.close()
     monkeypatch.setenv("E4S_WEIGHTS", str(tmp_path / "empty"))
     monkeypatch.setenv("E4S_HOME", str(tmp_path / "empty"))
-    assert "e4s models pull" in examine(make_kit(plan), False)
+    assert "e4s models pull" in check_compatibility(make_run_context(plan), False)
 
 
 def test_the_graph_is_cut_where_the_device_changes() -> None:
     def cut(profile: str, device: str) -> list[tuple[str, str]]:
         graph = Graph(PAIR_NODES, PAIR_RESULT, make_settings(profile, device=device))
-        found = parts(graph)
+        found = split_by_device(graph)
         assert set().union(*(part.nodes for part in found)) == {node.name for node in graph.nodes}
         for part in found:  # everything is made before it is read, and on its own kind of device
             assert {graph.device(node) for node in part.nodes} == {part.device}
@@ -426,8 +430,8 @@ def test_the_graph_is_cut_where_the_device_changes() -> None:
 
 
 def test_processes_of_an_own_cluster() -> None:
-    assert own_workers(2, []) == {"cpu-0": {"env": {}}, "cpu-1": {"env": {}}}
-    with_gpus = own_workers(1, ["0", "3"])
+    assert local_workers(2, []) == {"cpu-0": {"env": {}}, "cpu-1": {"env": {}}}
+    with_gpus = local_workers(1, ["0", "3"])
     assert with_gpus["cpu-0"]["env"] == {"CUDA_VISIBLE_DEVICES": ""}
     assert with_gpus["gpu-3"] == {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": "3"}}
 

@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks.cheap import make_inputs
 from benchmarks.poisoned import BLEND, CLIPS, VIDEO_CULPRITS, make_videos
-from flows.engine import Summary, execute
+from flows.engine import execute
+from flows.execution.summary import Summary
 from flows.plan import Request, make_plan
 from flows.progress import Lines
 from flows.status import print_status

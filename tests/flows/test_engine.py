@@ -15,7 +15,7 @@ POOLS = """
 import sys
 import numpy, torch
 from threadpoolctl import threadpool_info
-from flows.engine import use_threads
+from flows.execution.process import use_threads
 use_threads(int(sys.argv[1]))
 pools = threadpool_info()
 assert {pool["user_api"] for pool in pools} == {"blas", "openmp"}
@@ -34,7 +34,7 @@ def test_every_computing_library_gets_the_threads_that_bytes_are_promised_for(wa
 FAULTS = """
 import resource, threading
 import torch
-from flows.engine import use_threads
+from flows.execution.process import use_threads
 use_threads(1)
 
 def tensors(count):

@@ -23,8 +23,8 @@ from evaluation.protocols import Protocol
 from evaluation.psnr import MAX_DB
 from evaluation.results import Evaluation, read, read_history, write
 from flows.evaluate import DAMAGED_OUTPUT, NO_OUTPUT, UNREADABLE, _graph, evaluate
-from flows.plan import PAIR_NODES, PAIR_RESULT
 from flows.profiles import make_settings
+from flows.stages import PAIR_NODES, PAIR_RESULT
 from storage.codec import encode_png
 from storage.run import Row, RunError, RunFolder
 from storage.store import Store
@@ -443,11 +443,12 @@ with prefect_api(Path(sys.argv[2]) / "prefect.log"):
     from prefect.client.orchestration import get_client
     from storage.run import RunFolder
     import evaluation.protocols, flows.evaluate
+    from flows.step import run_as_prefect_task
     cheap = evaluation.protocols.Protocol(name="cheap", source="", sample="", networks={"identity": ("sface",)})
 
     @flow
     def report():
-        return flows.evaluate.evaluate(RunFolder(sys.argv[1]), [cheap], "cpu", chunk=1).computed
+        return flows.evaluate.evaluate(RunFolder(sys.argv[1]), [cheap], "cpu", chunk=1, hook=run_as_prefect_task).computed
 
     print(report())
     with get_client(sync_client=True) as client:

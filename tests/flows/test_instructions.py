@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 import flows.plan
-from flows.cluster import make_kit
-from flows.engine import execute
+from flows.engine import execute, make_run_context
+from flows.execution.dask_worker import check_compatibility
 from flows.plan import Plan, Request, make_plan
 from flows.progress import Lines
-from flows.remote import examine
 from flows.video_plan import VideoRequest, make_video_plan
 from flows.why import explain
 from storage.run import RunFolder
@@ -113,18 +112,20 @@ def test_a_worker_of_another_instruction_set_is_refused(
 ) -> None:
     plan = make_plan(Request(manifest=str(people_folder), run=str(tmp_path), profile="fast", device="cpu", dask="tcp://127.0.0.1:9"))
     plan.close()
-    kit = make_kit(plan)
-    assert "instruction set" not in examine(kit, False)
+    kit = make_run_context(plan)
+    assert "instruction set" not in check_compatibility(kit, False)
     monkeypatch.setenv(CHOSEN, "another")
-    chosen = make_kit(replace(plan, request=replace(plan.request)))
-    assert f"with the instruction set {instruction_set()}, and this run is for another" in examine(replace(chosen, run="other"), False)
+    chosen = make_run_context(replace(plan, request=replace(plan.request)))
+    assert f"with the instruction set {instruction_set()}, and this run is for another" in check_compatibility(
+        replace(chosen, run="other"), False
+    )
     local = replace(plan.request, dask="local:2")
     assert local.instructions() == instruction_set()  # this machine computes
 
 
 def test_tf32_is_set_whatever_the_environment_says() -> None:
     code = (
-        "import os\nfrom flows.engine import use_threads\nuse_threads(1)\nimport torch\n"
+        "import os\nfrom flows.execution.process import use_threads\nuse_threads(1)\nimport torch\n"
         "print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, os.environ.get('NVIDIA_TF32_OVERRIDE'))"
     )
     command = ["env", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1", "NVIDIA_TF32_OVERRIDE=0", sys.executable, "-c", code]

@@ -19,7 +19,7 @@ import pytest
 from distributed import Client
 
 from benchmarks.cheap import make_inputs
-from flows.workers import OwnCluster, is_open_to_others
+from flows.execution.worker_pool import LocalDaskCluster, is_open_to_others
 from storage.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def listening(process: psutil.Process) -> set[str]:
 
 
 def test_processes_of_an_own_cluster_listen_on_loopback_and_to_their_own_only() -> None:
-    cluster = OwnCluster(2, "cpu")
+    cluster = LocalDaskCluster(2, "cpu")
     try:
         with Client(cluster.cluster.scheduler_address, security=cluster.security, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=60)

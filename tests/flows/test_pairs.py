@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.engine import Summary, execute
+from flows.engine import execute
+from flows.execution.summary import Summary
 from flows.plan import Request, make_plan
 from flows.progress import Lines
 from storage.codec import decode_png

@@ -37,10 +37,12 @@ from e4s_models.rgi_encoder import RegionEncoder
 from e4s_models.stylegan2 import StyleGAN2
 from e4s_models.weights import WeightsError
 from flows.cli import main
-from flows.engine import Summary, execute
-from flows.plan import PAIR_NODES, PAIR_RESULT, Request, make_plan
+from flows.engine import execute
+from flows.execution.summary import Summary
+from flows.plan import Request, make_plan
 from flows.profiles import make_settings
 from flows.progress import Lines
+from flows.stages import PAIR_NODES, PAIR_RESULT
 from storage.run import RunFolder
 from storage.store import Store
 from tasks.graph import Graph, Item

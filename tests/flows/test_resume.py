@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import tasks.align
-from flows.engine import Summary, execute
+from flows.engine import execute
+from flows.execution.summary import Summary
 from flows.plan import Request, make_plan
 from flows.progress import Lines
 from flows.status import print_failed, print_status

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from video_clips import make_video
 
-from flows.engine import Summary
+from flows.execution.summary import Summary
 from flows.video_engine import execute_videos
 from flows.video_plan import VideoRequest, make_video_plan
 from flows.video_why import explain_videos

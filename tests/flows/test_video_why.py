@@ -17,7 +17,7 @@ from PIL import Image
 from video_clips import make_video
 
 from flows.cli import main
-from flows.engine import Summary
+from flows.execution.summary import Summary
 from flows.status import print_status
 from flows.video_engine import execute_videos
 from flows.video_plan import VideoRequest, make_video_plan

@@ -31,21 +31,21 @@ from video_clips import frame_times, make_video, packets
 
 import tasks.mesh
 from flows.cli import main
-from flows.engine import Summary
-from flows.remote import examine
+from flows.execution.dask_worker import check_compatibility
+from flows.execution.summary import Summary
 from flows.status import RunState, print_status
-from flows.video_cluster import make_video_kit
+from flows.video_context import make_video_run_context
 from flows.video_engine import execute_videos
 from flows.video_plan import VideoRequest, make_video_plan
 from flows.video_segments import Segment
-from flows.video_units import Desk, Detecting, Probing, SourceSide, Tables, Tracking, Unit, UnitResult, outcome_of
+from flows.video_units import Desk, Detecting, Probing, SourceSide, Tables, Tracking, Unit, outcome_of
 from storage.codec import encode_png
 from storage.run import RunError, RunFolder
 from storage.store import Artifact, Damaged, Store, StoreError
 from storage.video_run import VideoRow, VideoRunFolder, open_run
 from tasks.frame import hash_file
 from tasks.graph import UsageError
-from tasks.runner import DiskFull
+from tasks.runner import DiskFull, JobResult
 from tasks.stage import ItemError
 
 ROOT = Path(__file__).parents[2]
@@ -228,7 +228,7 @@ def test_a_program_error_fails_its_video_and_is_seen_by_the_task(
 
     run, seen = without_segments(finished, tmp_path / "run"), list[str]()
 
-    def call(part: str, name: str, work: Callable[[], None]) -> None:
+    def hook(name: str, part: str, work: Callable[[], None]) -> None:
         try:
             work()
         except Exception as error:
@@ -242,7 +242,7 @@ def test_a_program_error_fails_its_video_and_is_seen_by_the_task(
     for attempt in (1, 2, 3, 3):
         seen.clear()
         plan = make_video_plan(request(tmp_path / "videos.csv", run))
-        summary = execute_videos(plan, call=call)
+        summary = execute_videos(plan, hook=hook)
         plan.close()
         assert (summary.done, summary.failed, summary.left, summary.exit_code, summary.crash) == (1, 2, 0, 2, "")
         for name in ("film", "again"):  # two program errors in a row stop nothing
@@ -431,13 +431,13 @@ def test_processes_of_our_own_make_the_same_bytes_and_nothing_twice(
     told: list[tuple[int, int]] = []
     calls: list[str] = []
 
-    def call(part: str, name: str, work: Callable[[], None]) -> None:
+    def hook(name: str, part: str, work: Callable[[], None]) -> None:
         calls.append(f"{name} of {part}")
         work()
 
     plan = make_video_plan(request(manifest, run, dask="local:2"))
     try:
-        summary = execute_videos(plan, lambda done, total, part: told.append((done, total)), call)
+        summary = execute_videos(plan, lambda done, total, part: told.append((done, total)), hook)
     finally:
         plan.close()
     assert (summary.done, summary.failed, summary.left, summary.exit_code) == (3, 2, 0, 2)
@@ -521,13 +521,13 @@ def test_an_interruption_stops_the_workers_and_the_same_command_goes_on(
 def test_what_a_unit_came_to_is_small_and_crosses_processes() -> None:
     artifact = Artifact("0" * 64, "probe")
 
-    def after(error: Exception) -> UnitResult:
-        def work(result: UnitResult) -> None:
-            result.add("segment", 1, 0.0)
-            result.add("swap", 3, 0.0)
+    def after(error: Exception) -> JobResult:
+        def work(result: JobResult) -> None:
+            result.count("segment", 1, 0.0)
+            result.count("swap", 3, 0.0)
             raise error
 
-        found: UnitResult = pickle.loads(pickle.dumps(outcome_of("segment", "store", work)))
+        found: JobResult = pickle.loads(pickle.dumps(outcome_of("segment", "store", work)))
         assert found.spent > 0
         return found
 
@@ -551,14 +551,14 @@ def test_a_failure_is_remembered_of_the_planned_file_only(finished: Path, films:
     plan = make_video_plan(request(films / "videos.csv", finished))
     store = Store(str(tmp_path / "store"))
     desk = Desk(plan, Tables(store), keep="final", chunk=4, max_pixels=100, at_once=1)
-    notes = SimpleNamespace(worker="", within=lambda share: None, uses=lambda keys: None)
+    notes = SimpleNamespace(worker="", progress=lambda share: None, uses=lambda keys: None)
     try:
         changed = Probing(number=0, row=replace(row, video_sha256="0" * 64), key="1" * 64)
-        assert desk.carry(changed, notes).reason.endswith("start it again.")
+        assert desk.run(changed, notes).reason.endswith("start it again.")
         assert not store.lookup(["1" * 64])
-        first = desk.carry(Probing(number=1, row=row, key="1" * 64), notes)
+        first = desk.run(Probing(number=1, row=row, key="1" * 64), notes)
         assert store.lookup(["1" * 64])["1" * 64].reason == first.reason
-        again = desk.carry(Probing(number=1, row=row, key="1" * 64).resent(), notes)
+        again = desk.run(Probing(number=1, row=row, key="1" * 64).for_retry(), notes)
         assert (again.reason, again.computed) == (first.reason, {})
     finally:
         desk.close()
@@ -581,12 +581,12 @@ def test_units_for_the_gpu_and_the_handshake(films: Path, tmp_path: Path) -> Non
         ]
         assert [unit.name for unit in units if unit.on_gpu(plan)] == ["source", "segment"]  # the source is parsed
         assert units[-1].part == "film frames 0-1"
-        kit = make_video_kit(plan)
+        kit = make_video_run_context(plan)
         for run in (kit.run, "1", "2"):
             plan.store.files.write(f"probe/{run}", run.encode())
-        assert examine(pickle.loads(pickle.dumps(kit)), False) == ""
-        assert "gone.mp4 does not exist" in examine(replace(kit, run="1", film=str(tmp_path / "gone.mp4")), False)
-        other = replace(kit, run="2", prints={**kit.prints, "detect": {**kit.prints["detect"], "version": 99}})
-        assert "it would compute other bytes: stage detect" in examine(other, False)
+        assert check_compatibility(pickle.loads(pickle.dumps(kit)), False) == ""
+        assert "gone.mp4 does not exist" in check_compatibility(replace(kit, run="1", video=str(tmp_path / "gone.mp4")), False)
+        other = replace(kit, run="2", fingerprints={**kit.fingerprints, "detect": {**kit.fingerprints["detect"], "version": 99}})
+        assert "it would compute other bytes: stage detect" in check_compatibility(other, False)
     finally:
         plan.close()

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from e4s_models.weights import DEFAULT_WEIGHTS
-from flows.plan import PAIR_NODES, PAIR_RESULT
 from flows.profiles import check_effect, make_settings
+from flows.stages import PAIR_NODES, PAIR_RESULT
 from tasks.graph import Graph, Image, Item, Settings, UsageError, needed, pick_backend
 
 SOURCE, TARGET = Image("a.png", "a" * 64), Image("b.png", "b" * 64)

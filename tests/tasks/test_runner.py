@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import pytest
 import torch
 
 from storage.codec import encode_png
-from storage.store import Artifact, Store
+from storage.store import Artifact, Finished, Store, StoreError
 from tasks.frame import hash_file
 from tasks.graph import Graph, Image, Item, Node, Settings
-from tasks.runner import ChunkJob, ChunkResult, Worker, run_chunk
+from tasks.runner import ChunkJob, JobResult, Worker, run_chunk
 from tasks.stage import Cost, Inputs, ItemError, Outputs, Stage, each
 
 NODES = (
@@ -71,7 +72,7 @@ def item(folder: Path, name: str, source: int, target: int) -> Item:
     return Item(name, images)
 
 
-def run(graph: Graph, store: Store, items: list[Item], **worker: Any) -> ChunkResult:
+def run(graph: Graph, store: Store, items: list[Item], **worker: Any) -> JobResult:
     process = Worker(graph, store, **worker)
     known = store.lookup({work.key for each_item in items for work in graph.works(each_item).values()})
     try:
@@ -123,7 +124,7 @@ def test_part_of_the_nodes_alone_hands_over_by_the_store(graph: Graph, tmp_path:
     store, planned = Store(str(tmp_path / "store")), item(tmp_path, "one", 1, 2)
     process = Worker(graph, store, keep="final")
 
-    def part(*nodes: str, known: dict[str, Artifact]) -> ChunkResult:
+    def part(*nodes: str, known: dict[str, Artifact]) -> JobResult:
         return run_chunk(process, ChunkJob(0, [planned], known, nodes=frozenset(nodes)), lambda node, work: work())
 
     first = part("mean", "sum", known={})
@@ -232,3 +233,32 @@ def test_of_several_wanted_results_one_that_fails_holds_up_no_other(tmp_path: Pa
     assert run(several, store, items).computed == {}
     only = Graph(NODES[:2], ("sum", "total"), Settings({}, {}), wanted=[("mean", "source")], extra=extra)
     assert run(only, Store(str(tmp_path / "other")), items).computed == {"mean": 2}
+
+
+class RottenStore(Store):
+    """A store on a disk that damages whatever is written to it."""
+
+    def publish(self, finished: Sequence[Finished], threads: ThreadPoolExecutor | None = None) -> list[Artifact]:
+        published = super().publish(finished, threads)
+        for payload in (payload for artifact in published for payload in artifact.payloads.values()):
+            path = Path(self.url) / payload.file
+            path.write_bytes(path.read_bytes()[:-1])
+        return published
+
+
+def test_a_disk_that_damages_all_it_writes_ends_the_run_with_a_sentence(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, one = RottenStore(str(tmp_path / "store")), item(tmp_path, "one", 1, 2)
+    run(graph, store, [one])
+    store.void(*(artifact for artifact in store.all() if artifact.stage != "mean"))
+    calls = list[int]()
+
+    def counted_mean(model: None, config: Empty, inputs: Inputs) -> Outputs:
+        calls.append(1)
+        assert len(calls) < 50, "it is repaired without end"
+        return mean(model, config, inputs)
+
+    monkeypatch.setitem(graph.stages, "mean", replace(STAGES["mean"], run=each(counted_mean)))
+    with pytest.raises(StoreError, match=r"computed again 3 times and damaged each time: check the disk"):
+        run(graph, store, [one])

@@ -14,7 +14,7 @@ from video_clips import MS, make_video
 
 from e4s_models.video_faces import VideoFaceDetector
 from flows.profiles import make_settings
-from flows.video_plan import FRAME_RESULT, VIDEO_NODES
+from flows.stages import FRAME_RESULT, VIDEO_NODES
 from storage.store import Store
 from tasks.graph import Graph, Settings
 from tasks.light import LUMINANCE, share_light

@@ -19,8 +19,8 @@ from e4s_models.regions import NUM_REGIONS
 from e4s_models.rgi import RGI
 from e4s_models.rgi_encoder import RegionEncoder
 from e4s_models.stylegan2 import StyleGAN2
-from flows.plan import PAIR_NODES, PAIR_RESULT
 from flows.profiles import make_settings
+from flows.stages import PAIR_NODES, PAIR_RESULT
 from tasks import swap_codes, swap_rgi
 from tasks.graph import Graph, Image, Item, UsageError, make_config
 from tasks.stage import ItemError, Outputs
