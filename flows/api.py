@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 import numpy as np
 
+from storage.parquet import read_parquet
 from storage.run import BaseRow, RunError, RunFiles, RunFolder, check_writable
 from storage.spelling import near_miss
 from storage.store import write_atomic
@@ -141,13 +142,10 @@ class Run:
 
     def metrics(self) -> pa.Table:
         """Return what the last report measured, a row per pair, metric and network. Raises RunError if nothing was measured."""
-        import pyarrow.parquet as pq
-
         file = self.folder.path / "report/metrics.parquet"
         if not file.exists():
             raise RunError(f"{self.path}: nothing was measured yet; call e4s.report, or type `e4s report {self.path}`")
-        with pq.ParquetFile(file, memory_map=False) as table:
-            return table.read(use_threads=False)
+        return read_parquet(file)
 
     def counts(self) -> dict[str, int]:
         """Return how many items are done, failed and left."""
@@ -210,7 +208,7 @@ def swap(
         folder = Path(run or temporary)
         manifest = folder / "pair.csv"
         if folder.is_dir() and any(folder.iterdir()) and not manifest.exists():
-            raise UsageError(f"{folder}: a folder with other things in it; choose another run folder for this swap")
+            raise UsageError(f"{folder}: a folder with other things in it; choose another --run for this swap")
         RunFolder(folder).create()
         write_atomic(manifest, _manifest([("swap", Path(source), Path(target))]))
         options = {"chunk": 1, **options} if run else {"chunk": 1, **options, "keep": "final"}

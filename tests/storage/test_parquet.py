@@ -51,7 +51,7 @@ def test_reading_starts_no_thread(tmp_path: Path) -> None:
 
 def test_nothing_else_reads_parquet() -> None:
     reading = re.compile(r"\bpq\.(read_|ParquetFile\()|ParquetDataset|pyarrow\.dataset|read_parquet\(.*engine")
-    packages = ("storage", "tasks", "evaluation", "flows", "e4s_models", "benchmarks")
+    packages = ("e4s", "storage", "tasks", "evaluation", "flows", "e4s_models", "benchmarks")
     sources = [path for package in packages for path in (ROOT / package).rglob("*.py") if path != ROOT / "storage/parquet.py"]
     assert [str(path) for path in sources if reading.search(path.read_text("utf-8"))] == []
 
