@@ -29,6 +29,7 @@ from pathlib import Path
 from flows.server import prefect_api
 run, other, log = sys.argv[1:]
 with prefect_api(Path(log), patience=900, server_home=Path(log).parent / "prefect") as url:
+    os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "20"  # a flow of Prefect's alone: a busy server may answer 503
     import flows.evaluate
     from evaluation.protocols import PROTOCOLS, Protocol
     flows.evaluate.PROTOCOLS = {{**PROTOCOLS, "cheap": Protocol(name="cheap", source="", sample="", networks={CHEAP!r})}}

@@ -10,12 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TWO_RUNS = """
+import os
 import sys
 import time
 from pathlib import Path
 from flows.server import prefect_api
 for number in range(2):
     with prefect_api(Path(sys.argv[1]) / f"{number}.log", patience=900) as url:
+        os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "20"  # a flow of Prefect's alone: a busy server may answer 503
         from prefect import flow, task
         from prefect.client.orchestration import get_client
 
